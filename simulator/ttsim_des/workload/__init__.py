@@ -1,0 +1,1 @@
+"""What is asked of the system: arrivals, prompts, output lengths and the strategies that answer queries."""
