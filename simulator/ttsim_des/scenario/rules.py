@@ -1,0 +1,208 @@
+"""What must hold between the keys of a scenario, beyond the type and range of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ttsim_des.errors import Problem, nearest_name
+from ttsim_des.scenario.schema import (
+    Arrivals,
+    Cluster,
+    ConstantTokens,
+    Engine,
+    Experiment,
+    Latency,
+    LognormalTokens,
+    Scenario,
+    StrategyTable,
+    TableTokens,
+)
+from ttsim_des.scenario.validate import validate_table
+
+STRATEGIES = ("single", "best_of_n")
+"""Bundled strategies; any other is named by where it is: `file.py:function` or `package.module:function`."""
+
+ARRIVAL_KEYS = {
+    "poisson": ("rate_per_s",),
+    "gamma": ("rate_per_s", "burstiness"),
+    "constant": ("rate_per_s",),
+    "closed_loop": ("concurrency",),
+    "trace": ("file",),
+    "together": (),
+}
+"""The keys that each arrival process needs; it takes no others."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The tables of a scenario that are right by themselves; None stands for one that is not."""
+
+    experiment: Experiment | None
+    strategy: StrategyTable | None
+    arrivals: Arrivals | None
+    prompt: ConstantTokens | LognormalTokens | TableTokens | None
+    output: ConstantTokens | LognormalTokens | TableTokens | None
+    max_tokens: int | None
+    shared_prefix_tokens: int | None
+    cluster: Cluster | None
+    engine: Engine | None
+    latency: Latency | None
+
+
+def parts_of(scenario: Scenario) -> Parts:
+    """All the parts of a valid scenario."""
+    workload = scenario.workload
+    return Parts(
+        experiment=scenario.experiment,
+        strategy=workload.strategy,
+        arrivals=workload.arrivals,
+        prompt=workload.prompt,
+        output=workload.output,
+        max_tokens=workload.max_tokens,
+        shared_prefix_tokens=workload.shared_prefix_tokens,
+        cluster=scenario.cluster,
+        engine=scenario.engine,
+        latency=scenario.latency,
+    )
+
+
+def salvage(values: Mapping[str, Any]) -> Parts:
+    """The parts of a scenario that has something wrong in it, so that one mistake does not hide another."""
+    workload = values.get("workload")
+    workload = workload if isinstance(workload, Mapping) else {}
+
+    def tokens(name: str, default: int | None) -> int | None:
+        value = workload.get(name, default)
+        return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+    return Parts(
+        experiment=validate_table(Experiment, values.get("experiment", {})),
+        strategy=validate_table(StrategyTable, workload.get("strategy", {})),
+        arrivals=validate_table(Arrivals, workload["arrivals"]) if "arrivals" in workload else None,
+        prompt=_distribution(workload.get("prompt")),
+        output=_distribution(workload.get("output")),
+        max_tokens=tokens("max_tokens", None),
+        shared_prefix_tokens=tokens("shared_prefix_tokens", 0),
+        cluster=validate_table(Cluster, values.get("cluster")),
+        engine=validate_table(Engine, values.get("engine", {})),
+        latency=validate_table(Latency, values.get("latency", {})),
+    )
+
+
+def broken_rules(parts: Parts) -> list[Problem]:
+    """Every rule that the scenario breaks; rules about a part that is None are left out."""
+    return [problem for rule in _RULES for problem in rule(parts)]
+
+
+def _distribution(values: Any) -> Any:
+    kinds = {"constant": ConstantTokens, "lognormal": LognormalTokens, "table": TableTokens}
+    name = values.get("distribution") if isinstance(values, Mapping) else None
+    kind = kinds.get(name) if isinstance(name, str) else None
+    return validate_table(kind, values) if kind is not None else None
+
+
+def _arrivals(parts: Parts) -> Iterator[Problem]:
+    if (arrivals := parts.arrivals) is None:
+        return
+    needed = ARRIVAL_KEYS[arrivals.process]
+    for name in ("rate_per_s", "burstiness", "concurrency", "file"):
+        key, said = f"workload.arrivals.{name}", getattr(arrivals, name) is not None
+        if name in needed and not said:
+            yield Problem(f'missing, process = "{arrivals.process}" needs it', key=key)
+        if said and name not in needed:
+            takes = f"takes {' and '.join(needed)}" if needed else "takes no other key"
+            hint = f"the key left out (--set {key}= removes it)"
+            yield Problem(f'has no meaning: process = "{arrivals.process}" {takes}', key=key, expected=hint)
+    if arrivals.file == "":
+        yield Problem("is empty", key="workload.arrivals.file", expected="the name of a trace file")
+
+
+def _experiment(parts: Parts) -> Iterator[Problem]:
+    if parts.experiment is None or parts.arrivals is None:
+        return
+    if parts.experiment.kind == "steady" and parts.arrivals.process == "together":
+        yield Problem(
+            'a steady state needs arrivals over time, but process = "together" puts every query at time 0',
+            key="experiment.kind",
+            expected='"terminating", or another arrival process',
+        )
+
+
+def _strategy(parts: Parts) -> Iterator[Problem]:
+    if (strategy := parts.strategy) is None:
+        return
+    key = "workload.strategy"
+    if strategy.name not in STRATEGIES and ":" not in strategy.name:
+        yield Problem(
+            f'"{strategy.name[:60]}" is not a strategy',
+            key=f"{key}.name",
+            expected=f"one of {', '.join(STRATEGIES)}, or your own as file.py:function",
+            nearest=nearest_name(strategy.name[:60], STRATEGIES),
+        )
+    if strategy.name == "single" and strategy.samples > 1:
+        message = f'{strategy.samples} samples, but strategy "single" asks once'
+        yield Problem(message, key=f"{key}.samples", expected='1, or name = "best_of_n"')
+    if strategy.first is not None and strategy.first > strategy.samples:
+        message = f"waits for {strategy.first} samples of {strategy.samples}"
+        yield Problem(message, key=f"{key}.first", expected=f"at most {key}.samples")
+
+
+def _lengths(parts: Parts) -> Iterator[Problem]:
+    for name, tokens in (("prompt", parts.prompt), ("output", parts.output)):
+        key = f"workload.{name}"
+        if isinstance(tokens, LognormalTokens) and tokens.min > tokens.max:
+            yield Problem(f"{tokens.min} is above max = {tokens.max}", key=f"{key}.min", expected="min <= max")
+        if isinstance(tokens, LognormalTokens) and tokens.mean > tokens.max >= tokens.min:
+            message = f"{tokens.mean:g} is above max = {tokens.max}: every draw would be near the cap"
+            yield Problem(message, key=f"{key}.mean", expected="mean <= max")
+        if isinstance(tokens, TableTokens):
+            for column in ("file", "column", "problem_column"):
+                if getattr(tokens, column) == "":
+                    yield Problem("is empty", key=f"{key}.{column}", expected="a name")
+
+
+def _model_length(parts: Parts) -> Iterator[Problem]:
+    """What a front end refuses: a request whose prompt and cap together exceed max_model_len."""
+    engine, prompt, cap, shared = parts.engine, parts.prompt, parts.max_tokens, parts.shared_prefix_tokens
+    if engine is None or engine.max_model_len is None or prompt is None or cap is None or shared is None:
+        return
+    if isinstance(prompt, TableTokens):
+        return  # known when the table is read
+    shortest = shared + (prompt.tokens if isinstance(prompt, ConstantTokens) else prompt.min)
+    if shortest + cap > engine.max_model_len:
+        message = f"a prompt of {shortest} tokens and max_tokens = {cap} do not fit into {engine.max_model_len}"
+        yield Problem(message, key="engine.max_model_len", expected=f"at least {shortest + cap}")
+
+
+def _batch(parts: Parts) -> Iterator[Problem]:
+    """vLLM's own start-up checks of its scheduler settings."""
+    if (engine := parts.engine) is None or (budget := engine.max_num_batched_tokens) is None:
+        return
+    key = "engine.max_num_batched_tokens"
+    if engine.max_num_seqs is not None and budget < engine.max_num_seqs:
+        yield Problem(f"{budget} is below max_num_seqs = {engine.max_num_seqs}", key=key, expected="at least that")
+    if engine.enable_chunked_prefill is False and engine.max_model_len is not None and budget < engine.max_model_len:
+        message = f"{budget} is below max_model_len = {engine.max_model_len}, and chunked prefill is off"
+        yield Problem(message, key=key, expected="at least max_model_len, or enable_chunked_prefill = true")
+
+
+def _latency(parts: Parts) -> Iterator[Problem]:
+    if (latency := parts.latency) is None or latency.model != "affine":
+        return
+    if latency.affine is None:
+        yield Problem('missing, model = "affine" needs it', key="latency.affine", expected="a table [latency.affine]")
+    elif not any(latency.affine.model_dump().values()):
+        yield Problem("all coefficients are 0: steps would take no time", key="latency.affine", expected="one above 0")
+
+
+_RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
+    _arrivals,
+    _experiment,
+    _strategy,
+    _lengths,
+    _model_length,
+    _batch,
+    _latency,
+)
