@@ -44,11 +44,15 @@ REQUESTS = pa.schema(
         ("status", pa.string()),  # finished | cancelled | running | waiting | refused
         ("finish_reason", pa.string()),  # stop | length | "" when not finished
         ("prompt_tokens", pa.int64()),
-        ("cached_tokens", pa.int64()),  # prefix-cache hit at first admission
+        ("cached_tokens", pa.int64()),  # known tokens never computed thanks to the prefix cache
         ("max_tokens", pa.int64()),
         ("output_tokens", pa.int64()),  # delivered
         ("computed_tokens", pa.int64()),  # tokens that went through the model, recomputation included
-        ("recomputed_tokens", pa.int64()),  # of these, after preemptions
+        ("recomputed_tokens", pa.int64()),  # of these, positions computed before already (preemption)
+        (
+            "overshoot_tokens",
+            pa.int64(),
+        ),  # of these, beyond a stop learnt of a step late (asynchronous scheduling)
         ("preemptions", pa.int64()),
     ]
 )
@@ -76,7 +80,7 @@ STEPS = pa.schema(
 )
 
 TOKEN_GAPS = pa.schema(
-    [  # inter-token gaps: at each of `steps` deliveries `seqs` sequences waited gap_ns + j * increment_ns since their last token
+    [  # at delivery j of `steps`, each of `seqs` sequences has waited gap_ns + j * increment_ns since its last token
         ("pool", pa.string()),
         ("replica", pa.int64()),
         ("delivered_ns", pa.int64()),  # the first of the deliveries

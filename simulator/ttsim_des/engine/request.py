@@ -1,0 +1,115 @@
+"""A request as the engine sees it, and beside it the outcome that only the world knows.
+
+The scheduler reads `Request` and nothing else: it knows the cap (`max_tokens`), never the true length. `Outcome`
+is read where the model would have been asked: when a step's tokens come back.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+PromptSegment = tuple[int, int]
+"""(owner, end): prompt positions below `end`, from the previous segment's end on, hold text named by `owner`."""
+
+
+class Status(Enum):
+    """Where a request is. WAITING covers preempted ones too; a finished one is never scheduled again."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the model would say: tokens until it stops by itself; and the token counts that somebody asked about."""
+
+    output_tokens: int
+    milestones: list[int] = field(default_factory=list)
+    """Token counts to be told of, ascending; the engine removes each as it passes."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence: a prompt and at most `max_tokens` tokens of output (0: only a prefill, such as a score).
+
+    Known tokens are the prompt and the outputs delivered; `num_computed_tokens` of them (and, under asynchronous
+    scheduling, of the `num_output_placeholders` still in flight) are in the KV cache or being computed.
+    """
+
+    request_id: int
+    prompt_tokens: int
+    max_tokens: int
+    prompt: tuple[PromptSegment, ...]
+    arrival_ns: int
+    priority: int = 0
+    name: str = ""
+    """vLLM's request_id string; breaks ties between equal priorities and arrivals."""
+
+    status: Status = Status.WAITING
+    num_computed_tokens: int = 0
+    num_output_tokens: int = 0
+    num_output_placeholders: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    num_registered_blocks: int = 0
+    preemptions: int = 0
+
+    # for the records
+    queued_ns: int = -1
+    scheduled_ns: int = -1
+    first_token_ns: int = -1
+    last_token_ns: int = -1
+    finish_reason: str = ""
+    cached_tokens: int = 0
+    first_hit_tokens: int = -1
+    computed_tokens: int = 0
+    recomputed_tokens: int = 0
+    overshoot_tokens: int = 0
+    high_water_tokens: int = 0
+    """Positions below this have been computed before a preemption; computing them again is recomputation."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Known tokens: prompt and delivered outputs."""
+        return self.prompt_tokens + self.num_output_tokens
+
+    @property
+    def output_owner(self) -> int:
+        """The name of this request's own output text: negative, so that it never meets a prompt's owner."""
+        return -1 - self.request_id
+
+    def owner_at(self, position: int) -> int:
+        """The owner of the text at `position` (from 0) of prompt + output."""
+        if position >= self.prompt_tokens:
+            return self.output_owner
+        prompt = self.prompt
+        if len(prompt) == 1:
+            return prompt[0][0]
+        return prompt[bisect_right(prompt, position, key=_segment_end)][0]
+
+
+def _segment_end(segment: PromptSegment) -> int:
+    return segment[1]
+
+
+class Scheduled(NamedTuple):
+    """One request's part in a step: `num_tokens` tokens on top of `computed_before`.
+
+    `samples`: the step computes the last token known or in flight, so a token comes back. `epoch` is the
+    request's count of preemptions when it was scheduled; another count later means the entry is stale.
+    """
+
+    request: Request
+    num_tokens: int
+    computed_before: int
+    samples: bool
+    epoch: int
+
+    @property
+    def is_decode(self) -> bool:
+        """One token on top of a whole prompt; everything else, re-prefill included, is a prefill chunk."""
+        return self.num_tokens == 1 and self.computed_before >= self.request.prompt_tokens

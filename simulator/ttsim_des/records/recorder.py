@@ -1,0 +1,56 @@
+"""Collects steps and token gaps by columns while a simulation runs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from ttsim_des.latency.shape import Run
+from ttsim_des.records.tables import STEPS, TOKEN_GAPS
+
+
+class StepRow(NamedTuple):
+    """What a step's record says besides time; columns as in `records.tables.STEPS`."""
+
+    decode_seqs: int
+    prefill_seqs: int
+    prefill_tokens: int
+    running: int
+    waiting: int
+    held_blocks: int
+    cached_blocks: int
+    preempted: int
+    in_domain: bool
+
+
+class StepRecorder:
+    """Rows of the steps and token_gaps tables of one replica, in order of time."""
+
+    def __init__(self, pool: str, replica: int) -> None:
+        self.pool, self.replica = pool, replica
+        self._steps: list[tuple[int | bool, ...]] = []
+        self._gaps: list[tuple[int, ...]] = []
+
+    def steps(self, row: StepRow, start_ns: int, period: Run, duration: Run) -> None:
+        """One run of steps of one batch, the first of which starts on the device at `start_ns`."""
+        times = (start_ns, duration.steps, period.first_ns, period.increment_ns, *duration[1:])
+        self._steps.append((*times, *row))
+
+    def gaps(self, delivered_ns: int, steps: int, gap_ns: int, increment_ns: int, seqs: int) -> None:
+        """`seqs` tokens at each of `steps` deliveries; columns as in `records.tables.TOKEN_GAPS`."""
+        self._gaps.append((delivered_ns, steps, gap_ns, increment_ns, seqs))
+
+    def steps_table(self) -> pa.Table:
+        """The steps so far."""
+        return self._table(STEPS, self._steps)
+
+    def gaps_table(self) -> pa.Table:
+        """The token gaps so far."""
+        return self._table(TOKEN_GAPS, self._gaps)
+
+    def _table(self, schema: pa.Schema, rows: list[tuple[int, ...]] | list[tuple[int | bool, ...]]) -> pa.Table:
+        columns = list(zip(*rows, strict=True)) if rows else [()] * (len(schema) - 2)
+        arrays = [pa.array([self.pool] * len(rows), pa.string()), pa.array([self.replica] * len(rows), pa.int64())]
+        arrays += [pa.array(column, field.type) for column, field in zip(columns, list(schema)[2:], strict=True)]
+        return pa.Table.from_arrays(arrays, schema=schema)
