@@ -149,7 +149,7 @@ def _numeric(table: pa.Table, column: str, path: Path, key: str) -> NDArray[Any]
     import pyarrow as pa
 
     values = table.column(column).combine_chunks()
-    if values.null_count and not pa.types.is_null(values.type):
+    if values.null_count:
         row = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
         raise _bad_row(path, column, row, "nothing", "a number", key)
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
