@@ -95,6 +95,7 @@ def _kv(runs: StepRuns, window: Window, context: RunContext) -> dict[str, Any]:
             peak = float(top) / context.usable_blocks
     return {
         "usable_blocks_per_replica": context.usable_blocks,
+        "block_size": context.block_size,
         "mean_held_share": None if mean is None else min(mean / all_blocks, 1.0),
         "peak_held_share": peak,
     }

@@ -1,0 +1,1 @@
+"""Reports: the text table, one query's life, figures and the run directory."""
