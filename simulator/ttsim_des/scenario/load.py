@@ -93,7 +93,7 @@ def examine_scenario(
 
 
 def find_scenario(path_or_bundled_name: str | Path) -> Path:
-    """The file of a scenario given by path or by a bundled name (with or without .toml); InputError when there is none."""
+    """The file of a scenario given by path or by a bundled name; InputError when there is none."""
     text = str(path_or_bundled_name)
     if not text or "\0" in text:
         raise bad_input(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from ttsim_des.errors import Problem, nearest_name
 from ttsim_des.scenario.schema import (
     Arrivals,
@@ -22,7 +24,7 @@ from ttsim_des.scenario.schema import (
 from ttsim_des.scenario.validate import validate_table
 
 STRATEGIES = ("single", "best_of_n")
-"""Bundled strategies; any other is named by where it is: `file.py:function` or `package.module:function`."""
+"""The names of `workload.strategies` (a higher layer; a test keeps the two equal)."""
 
 ARRIVAL_KEYS = {
     "poisson": ("rate_per_s",),
@@ -97,7 +99,7 @@ def broken_rules(parts: Parts) -> list[Problem]:
 
 
 def _distribution(values: Any) -> Any:
-    kinds = {"constant": ConstantTokens, "lognormal": LognormalTokens, "table": TableTokens}
+    kinds: dict[str, type[BaseModel]] = {"constant": ConstantTokens, "lognormal": LognormalTokens, "table": TableTokens}
     name = values.get("distribution") if isinstance(values, Mapping) else None
     kind = kinds.get(name) if isinstance(name, str) else None
     return validate_table(kind, values) if kind is not None else None
@@ -134,11 +136,11 @@ def _strategy(parts: Parts) -> Iterator[Problem]:
     if (strategy := parts.strategy) is None:
         return
     key = "workload.strategy"
-    if strategy.name not in STRATEGIES and ":" not in strategy.name:
+    if strategy.name not in STRATEGIES:
         yield Problem(
             f'"{strategy.name[:60]}" is not a strategy',
             key=f"{key}.name",
-            expected=f"one of {', '.join(STRATEGIES)}, or your own as file.py:function",
+            expected=f"one of {', '.join(STRATEGIES)}",
             nearest=nearest_name(strategy.name[:60], STRATEGIES),
         )
     if strategy.name == "single" and strategy.samples > 1:

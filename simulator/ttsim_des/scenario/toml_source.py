@@ -220,7 +220,7 @@ class _Walker:
                 self._pair(child, path)
 
     def _pair(self, node: Node, base: KeyPath) -> None:
-        """One `key = value`, and the keys inside an inline table or array (a stack, not recursion: depth is the file's)."""
+        """One `key = value`, and the keys inside an inline table or array (a stack: the depth is the file's)."""
         stack: list[tuple[Node, KeyPath]] = [(node, base)]
         while stack:
             node, base = stack.pop()

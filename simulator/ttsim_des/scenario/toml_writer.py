@@ -10,7 +10,7 @@ from ttsim_des.scenario.toml_source import format_key
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """`values` (text, numbers, true/false and tables of them) as TOML; None and empty tables are left out, tables come last."""
+    """`values` (text, numbers, true/false, tables of them) as TOML; None and empty tables are left out."""
     lines: list[str] = []
     _table(values, (), lines)
     return "\n".join(lines).strip("\n") + "\n"

@@ -1,0 +1,77 @@
+"""`ttsim-des run SCENARIO`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from ttsim_des.cli.options import format_option, scenario_options
+from ttsim_des.errors import EXIT_NOT_VALID, InputError, NotValidError
+
+
+@click.command("run")
+@scenario_options
+@click.option("--out", metavar="DIR", help="Run directory, must not exist; default runs/NAME, or NAME-2, -3 ...")
+@format_option
+@click.option("--figures", is_flag=True, help="Also draw the figures into the run directory.")
+@click.option(
+    "--check", "full_check", is_flag=True, help="Check every law on the run's tables; exit 4 if one is broken."
+)
+def command(
+    scenario: str,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    out: str | None,
+    output_format: str,
+    figures: bool,
+    full_check: bool,
+) -> None:
+    """Simulate SCENARIO (a file, or a bundled scenario's name) and print its metrics.
+
+    The result goes to stdout and, with the tables behind it, into a run directory; progress, wall time and the
+    directory's path go to stderr.
+
+    \b
+    Examples:
+      ttsim-des run best-of-n
+      ttsim-des run my.toml --set cluster.replicas=4 --set workload.arrivals.rate_per_s=2
+      ttsim-des run my.toml --format json --out runs/tuesday | jq .query.latency_s
+    """
+    started_s = time.perf_counter()
+    from ttsim_des.cli.output import choose_run_directory, summary_json
+    from ttsim_des.cli.progress import progress_bar
+    from ttsim_des.scenario.load import load_scenario
+
+    loaded = load_scenario(scenario, overrides, seed)
+    directory = choose_run_directory(out, loaded.scenario.name)
+
+    from ttsim_des import api
+
+    try:
+        with progress_bar(loaded.scenario.experiment.queries) as progress:
+            result = api.run(loaded, progress=progress)
+    except InputError as error:
+        raise loaded.locate(error) from None
+    broken = result.check_laws() if full_check else []
+    result.save(directory, figures=figures)
+    if output_format == "json":
+        click.echo(summary_json(result.summary), nl=False)
+    else:
+        from ttsim_des.report.table import render
+
+        click.echo(render(result.summary), nl=False)
+    click.echo(f"run directory: {_shown(directory)}  ({time.perf_counter() - started_s:.2f} s)", err=True)
+    if broken:
+        raise NotValidError("\n".join(["laws broken by this run (please report it):", *broken]))
+    if result.summary["stability"]["stable"] is False:
+        click.echo("not valid as asked: the queue grows without bound, so there is no steady state", err=True)
+        raise click.exceptions.Exit(EXIT_NOT_VALID)
+
+
+def _shown(directory: Path) -> str:
+    try:
+        return str(directory.relative_to(Path.cwd()))
+    except ValueError:
+        return str(directory)
