@@ -197,7 +197,7 @@ class Replay:
             raise MismatchError(f"{self.num_steps} steps simulated, {len(recording.steps)} recorded")
         recorded_empty = meta.get("steps_with_preemption_and_no_tokens", self.num_empty_preempting_steps)
         if self.num_empty_preempting_steps != recorded_empty:
-            raise Mismatch(
+            raise MismatchError(
                 f"{self.num_empty_preempting_steps} steps preempted and ran nothing, {recorded_empty} recorded"
             )
         for row in recording.requests:
@@ -294,7 +294,7 @@ class Replay:
         }
         for what, value in recorded.items():
             if simulated[what] != value:
-                raise Mismatch(
+                raise MismatchError(
                     f"step {self.num_steps}: {what}:\n    recorded  {value}\n    simulated {simulated[what]}"
                 )
         for which, time_ns in (("start", start_ns), ("end", end_ns)):

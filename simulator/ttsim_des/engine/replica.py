@@ -196,14 +196,19 @@ class Replica:
                 self._num_undrained -= 1
                 self.scheduler.add(request)
             elif request.status in (Status.WAITING, Status.RUNNING):
-                self.scheduler.finish(request, Status.CANCELLED)
+                self._end(request, Status.CANCELLED, self._timeline.now_ns)
         self._inbox.clear()
 
     def _take_cancels(self, now_ns: int) -> None:
         for time_ns, request, is_cancel in self._inbox:
             known = request.queued_ns >= 0 and request.status in (Status.WAITING, Status.RUNNING)
             if is_cancel and time_ns < now_ns and known:
-                self.scheduler.finish(request, Status.CANCELLED)
+                self._end(request, Status.CANCELLED, now_ns)
+
+    def _end(self, request: Request, status: Status, now_ns: int) -> None:
+        self.scheduler.finish(request, status)
+        request.finish_ns = now_ns
+        del self._outcomes[request.request_id]
 
     def _deliver(self, entries: list[Scheduled], now_ns: int, delivered_ns: int) -> None:
         gaps: dict[int, int] = {}
@@ -220,11 +225,11 @@ class Replica:
                     self.scheduler.kv.register(request, request.num_computed_tokens - request.num_output_placeholders)
             elif is_stale:
                 continue
-            self._tell(request, delivered_ns)
+            self._tell(request, now_ns, delivered_ns)
         for gap_ns, seqs in gaps.items():
             self._recorder.gaps(now_ns, 1, gap_ns, 0, seqs)
 
-    def _tell(self, request: Request, delivered_ns: int) -> None:
+    def _tell(self, request: Request, now_ns: int, delivered_ns: int) -> None:
         """Has the request ended, or passed a milestone?"""
         outcome = self._outcomes[request.request_id]
         num_output = request.num_output_tokens
@@ -235,8 +240,7 @@ class Replica:
             return
         request.finish_reason = "stop" if num_output >= outcome.output_tokens else "length"
         request.overshoot_tokens = request.num_output_placeholders
-        self.scheduler.finish(request, Status.FINISHED)
-        del self._outcomes[request.request_id]
+        self._end(request, Status.FINISHED, now_ns)
         self._listener.on_finish(request, delivered_ns)
 
     # ---- leaping ----

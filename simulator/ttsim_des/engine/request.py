@@ -63,6 +63,7 @@ class Request:
     scheduled_ns: int = -1
     first_token_ns: int = -1
     last_token_ns: int = -1
+    finish_ns: int = -1
     finish_reason: str = ""
     cached_tokens: int = 0
     first_hit_tokens: int = -1

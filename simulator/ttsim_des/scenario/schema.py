@@ -139,6 +139,8 @@ class Engine(Table):
     scheduler_reserve_full_isl: bool | None = None
     watermark: Fraction | None = None
     """Share of the blocks that admission leaves free while something is running."""
+    stepping: Literal["leap", "step"] = "leap"
+    """How the simulation gets from step to step: one event per change of the batch, or one per step; same results."""
 
 
 class AffineLatency(Table):

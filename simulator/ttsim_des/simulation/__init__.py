@@ -1,0 +1,1 @@
+"""The simulation: clients and their strategies, pools of engines, one timeline."""

@@ -1,0 +1,52 @@
+"""A pool: replicas of one deployment behind a router, each with its API server in front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ttsim_des.engine.replica import Replica
+from ttsim_des.engine.request import Outcome
+from ttsim_des.router import Router
+from ttsim_des.timeline import Phase, Timeline
+from ttsim_des.workload.handle import Sample
+
+
+class Pool:
+    """Takes samples in at the router and hands them to an engine.
+
+    The API server of a replica is one process: requests go through it one after the other, `ingest_ns` each.
+    """
+
+    def __init__(self, name: str, router: Router, replicas: list[Replica], ingest_ns: int, timeline: Timeline) -> None:
+        self.name, self.replicas = name, replicas
+        self._router, self._ingest_ns, self._timeline = router, ingest_ns, timeline
+        self._server_free_ns = [0] * len(replicas)
+        self._entering = [0] * len(replicas)
+
+    def send(self, query_id: int, sample: Sample, outcome: Outcome) -> None:
+        """A sample leaves the client now: choose its replica and let it enter there."""
+        loads = [replica.load + entering for replica, entering in zip(self.replicas, self._entering, strict=True)]
+        index = sample.replica = self._router.choose(query_id, loads)
+        sample.enters_ns = now_ns = self._timeline.now_ns
+        if not self._ingest_ns:
+            self.replicas[index].submit(sample.request, outcome)
+            return
+        enters_ns = sample.enters_ns = max(now_ns, self._server_free_ns[index]) + self._ingest_ns
+        self._server_free_ns[index] = enters_ns
+        self._entering[index] += 1
+        self._timeline.at(enters_ns, Phase.ARRIVAL, sample.request.request_id, self._enter(sample, outcome))
+
+    def cancel(self, sample: Sample) -> None:
+        """A cancel reaches the sample's engine now, behind the sample itself if that is still entering."""
+        replica, request = self.replicas[sample.replica], sample.request
+        if sample.enters_ns <= self._timeline.now_ns:
+            replica.cancel(request)
+        else:
+            self._timeline.at(sample.enters_ns, Phase.ARRIVAL, request.request_id, lambda: replica.cancel(request))
+
+    def _enter(self, sample: Sample, outcome: Outcome) -> Callable[[], None]:
+        def enter() -> None:
+            self._entering[sample.replica] -= 1
+            self.replicas[sample.replica].submit(sample.request, outcome)
+
+        return enter
