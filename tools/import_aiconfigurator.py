@@ -1,0 +1,271 @@
+"""Distil GPU profiles from the kernel tables of the PyPI package aiconfigurator-core (Apache-2.0).
+
+    python tools/import_aiconfigurator.py h200_sxm --out profiles/gpus --memory-gib 139.81
+
+For each system it reads the tables that the package names as current for the framework, keeps the wanted dtypes and
+head sizes, drops spikes, and writes one profile directory (docs/profiles.md). Needs the extra `aiconfigurator`, or
+`--data DIR` with the package's `systems` folder, and PyYAML and pyarrow beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA = 1
+PACKAGE = "aiconfigurator-core"
+DTYPES = {"bf16": "bfloat16", "fp8": "fp8"}
+BYTES_PER_ELEMENT = 2  # all-reduce tables are bf16 and count elements
+SPIKE_ATTENTION = 1.4
+SPIKE_GEMM = 2.0
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Write the profiles of the systems named on the command line."""
+    parser = argparse.ArgumentParser(description="Distil GPU profiles from aiconfigurator-core.")
+    parser.add_argument("systems", nargs="+", help="names in the package, such as h200_sxm")
+    parser.add_argument("--framework", default="vllm")
+    parser.add_argument("--dtypes", default="bf16", help="comma-separated: bf16, fp8")
+    parser.add_argument("--head-dims", default="64,128", help="comma-separated head sizes to keep")
+    parser.add_argument("--memory-gib", type=float, help="memory that the driver reports, if not the nominal one")
+    parser.add_argument("--data", type=Path, help="the package's systems folder, if it is not installed")
+    parser.add_argument("--out", type=Path, default=Path("profiles/gpus"))
+    arguments = parser.parse_args()
+    root = arguments.data or _installed_systems()
+    dtypes = arguments.dtypes.split(",")
+    head_dims = [int(size) for size in arguments.head_dims.split(",")]
+    for system in arguments.systems:
+        out = arguments.out / system.replace("_", "-")
+        out.mkdir(parents=True, exist_ok=True)
+        import_system(root, system, arguments.framework, dtypes, head_dims, arguments.memory_gib, out)
+
+
+def import_system(
+    root: Path,
+    system: str,
+    framework: str,
+    dtypes: Sequence[str],
+    head_dims: Sequence[int],
+    memory_gib: float | None,
+    out: Path,
+) -> None:
+    """Read one system's current tables under `root` and write its profile to `out`."""
+    version = current_version(root, system, framework)
+    data = root / "data" / system
+    names = {DTYPES[dtype]: dtype for dtype in dtypes}
+    gemm = read(data / "gemm" / framework / version / "gemm_perf.parquet")
+    device = gemm[0]["device"]
+    attention = data / "attention" / framework / version
+    families = {
+        "gemm": despike(gemm_rows(gemm, names), "m", SPIKE_GEMM),
+        "context_attention": despike(
+            attention_rows(read(attention / "context_attention_perf.parquet"), names, head_dims, "query"),
+            "query",
+            SPIKE_ATTENTION,
+        ),
+        "decode_attention": despike(
+            attention_rows(read(attention / "generation_attention_perf.parquet"), names, head_dims, "context"),
+            "context",
+            SPIKE_ATTENTION,
+        ),
+        "all_reduce": despike(
+            all_reduce_rows(read(data / "comm" / framework / version / "custom_allreduce_perf.parquet")),
+            "bytes",
+            SPIKE_ATTENTION,
+        ),
+    }
+    for family, (rows, dropped) in families.items():
+        write_table(out / f"{family}.parquet", rows)
+        print(f"{system}: {family}: {len(rows)} rows, {dropped} spikes dropped")
+    spec = importlib.import_module("yaml").safe_load((root / f"{system}.yaml").read_text())
+    dropped_total = sum(dropped for _, dropped in families.values())
+    counts = {family: rows for family, (rows, _) in families.items()}
+    (out / "meta.toml").write_text(
+        meta_text(system, device, framework, version, spec, memory_gib, counts, dropped_total)
+    )
+
+
+def current_version(root: Path, system: str, framework: str) -> str:
+    """The version that the package names as current for this system and framework."""
+    versions = importlib.import_module("yaml").safe_load((root / "query_versions.yaml").read_text())
+    chosen = versions.get("overrides", {}).get(system, {}).get(framework) or versions["defaults"][framework]
+    return str(chosen["current"])
+
+
+def gemm_rows(rows: Iterable[Row], dtypes: dict[str, str]) -> list[Row]:
+    """GEMM calls (m, k) x (k, n) of the wanted dtypes."""
+    return [
+        {"dtype": dtypes[row["gemm_dtype"]], "n": row["n"], "k": row["k"], "m": row["m"], "latency_us": micro(row)}
+        for row in rows
+        if row["gemm_dtype"] in dtypes
+    ]
+
+
+def attention_rows(rows: Iterable[Row], dtypes: dict[str, str], head_dims: Sequence[int], axis: str) -> list[Row]:
+    """Full (not windowed) attention. `axis` is the last column: `query` (prefill of a whole prompt) or `context` (decode).
+
+    The package's `step` counts the tokens before the one that is decoded; `context` counts that token too.
+    """
+    return [
+        {
+            "kv_dtype": dtypes[row["kv_cache_dtype"]],
+            "head_dim": row["head_dim"],
+            "kv_heads": row["num_key_value_heads"],
+            "heads": row["num_heads"],
+            "batch": row["batch_size"],
+            axis: row["isl"] if axis == "query" else row["step"] + 1,
+            "latency_us": micro(row),
+        }
+        for row in rows
+        if row["kv_cache_dtype"] in dtypes
+        and row["attn_dtype"] == "bfloat16"
+        and row["head_dim"] in head_dims
+        and not row.get("window_size")
+    ]
+
+
+def all_reduce_rows(rows: Iterable[Row]) -> list[Row]:
+    """All-reduces inside a CUDA graph and launched eagerly."""
+    return [
+        {
+            "mode": "graph" if row["backend"].endswith("_graph") else "eager",
+            "ranks": row["num_gpus"],
+            "bytes": row["message_size"] * BYTES_PER_ELEMENT,
+            "latency_us": micro(row),
+        }
+        for row in rows
+    ]
+
+
+def despike(rows: list[Row], axis: str, factor: float) -> tuple[list[Row], int]:
+    """Sort; average repeated measurements; drop those above `factor` times the next larger point along `axis`.
+
+    Latency cannot fall that much when the work grows: such a point caught a disturbance. Returns rows and drops.
+    """
+    keys = [name for name in rows[0] if name not in (axis, "latency_us")]
+
+    def place(row: Row) -> tuple[Any, ...]:
+        return tuple(row[name] for name in keys)
+
+    kept: list[Row] = []
+    dropped = 0
+    for _, curve in groupby(sorted(rows, key=lambda row: (*place(row), row[axis])), key=place):
+        points = []
+        for _, same in groupby(curve, key=lambda row: row[axis]):
+            repeated = list(same)
+            mean_us = sum(row["latency_us"] for row in repeated) / len(repeated)
+            points.append({**repeated[0], "latency_us": round(mean_us, 3)})
+        for index, point in enumerate(points):
+            if index + 1 < len(points) and point["latency_us"] > factor * points[index + 1]["latency_us"]:
+                dropped += 1
+            else:
+                kept.append(point)
+    return kept, dropped
+
+
+def micro(row: Row) -> float:
+    """Latency in microseconds; the package has milliseconds."""
+    return float(row["latency"]) * 1e3
+
+
+def read(path: Path) -> list[Row]:
+    """All rows of a Parquet file."""
+    rows: list[Row] = pq.read_table(path).to_pylist()
+    return rows
+
+
+def write_table(path: Path, rows: list[Row]) -> None:
+    """One family's table, small on disk: dictionary encoding, zstd, integers of 32 bits, latencies of 32-bit floats."""
+    types = {"bytes": pa.int64(), "latency_us": pa.float32()}
+    columns = {}
+    for name, value in rows[0].items():
+        kind = pa.string() if isinstance(value, str) else types.get(name, pa.int32())
+        columns[name] = pa.array([row[name] for row in rows], kind)
+    pq.write_table(pa.table(columns), path, compression="zstd", compression_level=19)
+
+
+def meta_text(
+    system: str,
+    device: str,
+    framework: str,
+    version: str,
+    spec: dict[str, Any],
+    memory_gib: float | None,
+    rows: dict[str, list[Row]],
+    dropped: int,
+) -> str:
+    """The profile's meta.toml."""
+    gpu = spec["gpu"]
+
+    def span(family: str, column: str) -> str:
+        values = [row[column] for row in rows[family]]
+        return f"[{min(values)}, {max(values)}]"
+
+    peaks = "\n".join(
+        f"{name} = {gpu[key]}" for name, key in (("bf16", "bfloat16_tc_flops"), ("fp8", "fp8_tc_flops")) if key in gpu
+    )
+    return f"""# Written by tools/import_aiconfigurator.py; format: docs/profiles.md.
+schema = {SCHEMA}
+device = "{device}"
+memory_gib = {memory_gib or round(gpu["mem_capacity"] / 2**30, 2)}
+bandwidth_bytes_per_s = {gpu["mem_bw"]}
+link_bytes_per_s = {spec["node"]["intra_node_bw"]}
+source = "PyPI {PACKAGE} {_package_version()}, systems/data/{system}, {framework} {version}, kernels in CUDA graphs"
+licence = "Apache-2.0, NVIDIA CORPORATION & AFFILIATES"
+# Of the import: the package does not date these tables.
+date = "{datetime.date.today().isoformat()}"
+spikes_dropped = {dropped}
+
+[peak_flops]
+{peaks}
+
+[software]
+{framework} = "{version}"
+
+[elementwise]
+# Not measured: NVIDIA's own rule for element-wise kernels, in the same package.
+bandwidth_share = {gpu["mem_bw_empirical_scaling_factor"]}
+launch_us = {gpu["mem_empirical_constant_latency"] * 1e6:.1f}
+
+[domain]
+gemm_m = {span("gemm", "m")}
+gemm_n = {span("gemm", "n")}
+gemm_k = {span("gemm", "k")}
+prefill_query = {span("context_attention", "query")}
+decode_batch = {span("decode_attention", "batch")}
+decode_context = {span("decode_attention", "context")}
+all_reduce_ranks = {span("all_reduce", "ranks")}
+all_reduce_bytes = {span("all_reduce", "bytes")}
+"""
+
+
+def _package_version() -> str:
+    try:
+        return importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return "(unpacked)"
+
+
+def _installed_systems() -> Path:
+    spec = importlib.util.find_spec("aiconfigurator_core")
+    if spec is None or spec.origin is None:
+        raise SystemExit(
+            "aiconfigurator-core is not installed: pip install 'ttsim-des[aiconfigurator]', or give --data"
+        )
+    return Path(spec.origin).parent / "systems"
+
+
+if __name__ == "__main__":
+    main()
