@@ -40,7 +40,7 @@ def command(
       ttsim-des run my.toml --format json --out runs/tuesday | jq .query.latency_s
     """
     started_s = time.perf_counter()
-    from ttsim_des.cli.output import choose_run_directory, summary_json
+    from ttsim_des.cli.output import choose_run_directory
     from ttsim_des.cli.progress import progress_bar
     from ttsim_des.scenario.load import load_scenario
 
@@ -57,7 +57,9 @@ def command(
     broken = result.check_laws() if full_check else []
     result.save(directory, figures=figures)
     if output_format == "json":
-        click.echo(summary_json(result.summary), nl=False)
+        from ttsim_des.report.rundir import to_json
+
+        click.echo(to_json(result.summary), nl=False)
     else:
         from ttsim_des.report.table import render
 
