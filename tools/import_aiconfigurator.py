@@ -114,7 +114,7 @@ def gemm_rows(rows: Iterable[Row], dtypes: dict[str, str]) -> list[Row]:
 
 
 def attention_rows(rows: Iterable[Row], dtypes: dict[str, str], head_dims: Sequence[int], axis: str) -> list[Row]:
-    """Full (not windowed) attention. `axis` is the last column: `query` (prefill of a whole prompt) or `context` (decode).
+    """Full (not windowed) attention. `axis` is the last column: `query` (a whole prompt) or `context` (decode).
 
     The package's `step` counts the tokens before the one that is decoded; `context` counts that token too.
     """
