@@ -108,18 +108,18 @@ def _near(
     profile: GpuProfile, family: str, heads: int, kv_heads: int, head_dim: int, kv_dtype: str
 ) -> list[tuple[int, int, float]]:
     """Measured (heads, KV heads) around the wanted ones, with weights; InputError outside the measured range."""
-    if kv_dtype not in profile.values(family, "kv_dtype"):
-        measured = ", ".join(profile.values(family, "kv_dtype"))
+    if kv_dtype not in profile.labels(family):
+        measured = ", ".join(profile.labels(family))
         raise bad_input(
             f"GPU profile {profile.meta.name} has no attention over a {kv_dtype} KV cache",
             key="cluster.kv_dtype",
             expected=measured,
         )
-    all_kv = profile.values(family, "kv_heads", kv_dtype=kv_dtype, head_dim=head_dim)
+    all_kv = profile.values(family, kv_dtype, "kv_heads", head_dim=head_dim)
     found: list[tuple[int, int, float]] = []
     if all_kv and kv_heads <= all_kv[-1]:
         for near_kv, weight_kv in bracket(kv_heads, all_kv):
-            all_heads = profile.values(family, "heads", kv_dtype=kv_dtype, head_dim=head_dim, kv_heads=near_kv)
+            all_heads = profile.values(family, kv_dtype, "heads", head_dim=head_dim, kv_heads=near_kv)
             near: Weights = bracket(heads, all_heads) if heads <= all_heads[-1] else []
             found += [(near_heads, near_kv, weight_kv * weight) for near_heads, weight in near]
     if sum(weight for _, _, weight in found) < 0.999:
@@ -127,7 +127,7 @@ def _near(
             f"GPU profile {profile.meta.name} has no {family.replace('_', ' ')} near {heads} heads, "
             f"{kv_heads} KV heads and head size {head_dim} on one GPU",
             key="cluster.model",
-            expected=f"head sizes {profile.values(family, 'head_dim')}, at most {all_kv[-1:] or 0} KV heads",
+            expected=f"head sizes {profile.values(family, kv_dtype, 'head_dim')}, at most {all_kv[-1:] or 0} KV heads",
         )
     return found
 
@@ -151,7 +151,7 @@ def _by_batch(
     profile: GpuProfile, family: str, axis: str, heads: int, kv_heads: int, head_dim: int, kv_dtype: str
 ) -> dict[int, tuple[list[float], list[float]]]:
     """Points along `axis` of each measured batch size, made non-decreasing."""
-    rows = profile.select(family, kv_dtype=kv_dtype, head_dim=head_dim, kv_heads=kv_heads, heads=heads)
+    rows = profile.select(family, kv_dtype, head_dim=head_dim, kv_heads=kv_heads, heads=heads)
     points = {}
     for batch in np.unique(rows["batch"]).tolist():
         chosen = rows["batch"] == batch

@@ -21,7 +21,7 @@ class AllReduce:
         self._curves: dict[str, Curve] = {}
         if ranks == 1:
             return
-        measured = profile.values("all_reduce", "ranks")
+        measured = profile.values("all_reduce", "graph", "ranks")
         if ranks not in measured:
             raise bad_input(
                 f"GPU profile {profile.meta.name} has no all-reduce among {ranks} GPUs",
@@ -29,12 +29,12 @@ class AllReduce:
                 expected=f"1 or one of {', '.join(map(str, measured))}",
             )
         for mode in ("graph", "eager"):
-            rows = profile.select("all_reduce", ranks=ranks, mode=mode)
+            if ranks not in profile.values("all_reduce", mode, "ranks"):
+                raise bad_input(f"GPU profile {profile.meta.name} has no {mode} all-reduce", key="cluster.gpu")
+            rows = profile.select("all_reduce", mode, ranks=ranks)
             order = rows["bytes"].argsort()
             sizes = tuple(rows["bytes"][order].tolist())
             latency_us = tuple(rows["latency_us"][order].tolist())
-            if not sizes:
-                raise bad_input(f"GPU profile {profile.meta.name} has no {mode} all-reduce", key="cluster.gpu")
             self._curves[mode] = Curve(sizes, latency_us, last_slope(sizes, latency_us))
         self.max_bytes = min(curve.x[-1] for curve in self._curves.values())
 

@@ -15,15 +15,15 @@ from ttsim_des.latency.profile import GpuProfile
 
 def gemm_curve(profile: GpuProfile, dtype: str, n: int, k: int) -> Curve:
     """Microseconds against m for weights of shape (k, n); InputError when nothing was measured for `dtype`."""
-    sizes_n = profile.values("gemm", "n", dtype=dtype)
+    sizes_n = profile.values("gemm", dtype, "n")
     if not sizes_n:
-        measured = ", ".join(profile.values("gemm", "dtype"))
+        measured = ", ".join(profile.labels("gemm"))
         raise bad_input(
             f"GPU profile {profile.meta.name} has no {dtype} matrix products", key="cluster.dtype", expected=measured
         )
     corners: list[tuple[int, int, float, Curve]] = []
     for near_n, weight_n in bracket(n, sizes_n, logarithmic=True):
-        sizes_k = profile.values("gemm", "k", dtype=dtype, n=near_n)
+        sizes_k = profile.values("gemm", dtype, "k", n=near_n)
         for near_k, weight_k in bracket(k, sizes_k, logarithmic=True):
             corners.append((near_n, near_k, weight_n * weight_k, _measured(profile, dtype, near_n, near_k)))
     rows_m = sorted({m for corner in corners for m in corner[3].x})
@@ -38,7 +38,7 @@ def gemm_curve(profile: GpuProfile, dtype: str, n: int, k: int) -> Curve:
 
 
 def _measured(profile: GpuProfile, dtype: str, n: int, k: int) -> Curve:
-    rows = profile.select("gemm", dtype=dtype, n=n, k=k)
+    rows = profile.select("gemm", dtype, n=n, k=k)
     order = rows["m"].argsort()
     rows_m = tuple(rows["m"][order].tolist())
     latency_us = tuple(rows["latency_us"][order].tolist())

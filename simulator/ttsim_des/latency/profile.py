@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ttsim_des import assets
@@ -27,6 +26,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "all_reduce": ("mode", "ranks", "bytes", "latency_us"),
 }
 TEXT_COLUMNS = ("dtype", "kv_dtype", "mode")
+
+Columns = dict[str, np.ndarray[Any, Any]]
+"""Arrays of one length by column name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +50,32 @@ class GpuMeta:
 
 @dataclass(frozen=True, slots=True)
 class GpuProfile:
-    """Meta data and the measured tables, one a kernel family, with the columns of `COLUMNS`."""
+    """Meta data and the measured tables, with the columns of `COLUMNS`.
+
+    `tables[family][label]` are the numeric columns of the rows whose text column (dtype, KV dtype or mode) is `label`.
+    """
 
     meta: GpuMeta
-    tables: Mapping[str, pa.Table]
+    tables: Mapping[str, Mapping[str, Columns]]
 
-    def select(self, family: str, **equal: str | int) -> dict[str, np.ndarray[Any, Any]]:
-        """The rows of one family where every named column has the given value, as arrays by column."""
-        table = self.tables[family]
-        for column, value in equal.items():
-            table = table.filter(pc.equal(table[column], value))
-        return {name: table[name].to_numpy() for name in COLUMNS[family]}
+    def labels(self, family: str) -> list[str]:
+        """The dtypes, KV dtypes or modes that were measured, sorted."""
+        return sorted(self.tables[family])
 
-    def values(self, family: str, column: str, **equal: str | int) -> list[Any]:
-        """The distinct values of one column among those rows, sorted."""
-        table = self.tables[family]
+    def select(self, family: str, label: str, **equal: int) -> Columns:
+        """The rows of one family and label where every named column has the given value."""
+        columns = self.tables[family][label]
+        chosen = np.ones(len(columns["latency_us"]), dtype=bool)
         for name, value in equal.items():
-            table = table.filter(pc.equal(table[name], value))
-        return sorted(table[column].unique().to_pylist())
+            chosen &= columns[name] == value
+        return {name: values[chosen] for name, values in columns.items()}
+
+    def values(self, family: str, label: str, column: str, **equal: int) -> list[int]:
+        """The distinct values of one column among those rows, sorted; none for a label that was not measured."""
+        if label not in self.tables[family]:
+            return []
+        found: list[int] = np.unique(self.select(family, label, **equal)[column]).tolist()
+        return found
 
 
 def load_profile(name: str) -> GpuProfile:
@@ -118,7 +128,7 @@ def _read_meta(path: Path) -> GpuMeta:
         raise _bad(path, "has a table where a value belongs, or the other way round") from None
 
 
-def _read_table(path: Path, columns: tuple[str, ...]) -> pa.Table:
+def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, Columns]:
     if not path.is_file():
         raise _bad(path, "is missing")
     try:
@@ -135,10 +145,22 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> pa.Table:
         right = pa.types.is_string(kind) if column in TEXT_COLUMNS else _is_number(kind)
         if not right or table[column].null_count:
             raise _bad(path, f"has values in column {column} that are not {_wanted(column)}")
-    latency_us = table["latency_us"].to_numpy()
+    numbers = {column: _array(table[column]) for column in columns if column not in TEXT_COLUMNS}
+    latency_us = numbers["latency_us"]
     if not (np.isfinite(latency_us).all() and (latency_us > 0).all()):
         raise _bad(path, "has latencies that are not positive numbers")
-    return table.select(list(columns))
+    text = next(column for column in columns if column in TEXT_COLUMNS)
+    encoded = pa.concat_arrays(table[text].chunks).dictionary_encode()
+    codes = np.from_dlpack(encoded.indices)
+    return {
+        label: {column: values[codes == code] for column, values in numbers.items()}
+        for code, label in enumerate(encoded.dictionary.to_pylist())
+    }
+
+
+def _array(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """A column of numbers without nulls. Unlike pyarrow's own to_numpy this does not import pandas."""
+    return np.from_dlpack(pa.concat_arrays(column.chunks))
 
 
 def _wanted(column: str) -> str:
