@@ -23,7 +23,9 @@ QUERY_STATES = ("finished", "open", "refused")
 
 def check_laws(tables: Tables, context: RunContext, *, full: bool = True) -> list[str]:
     """Broken laws of a run; `full` adds those that compare steps with requests (needs steps and token gaps)."""
-    broken = [*_identities(tables), *_stamps(tables), *_tokens(tables, context)]
+    broken = [*_identities(tables)]
+    if not broken:  # the other laws take identities for granted
+        broken += [*_stamps(tables), *_tokens(tables, context)]
     if full and not broken:
         broken += [*_steps(tables, context), *_totals(tables), *_idling(tables, context), *_little(tables, context)]
     return broken

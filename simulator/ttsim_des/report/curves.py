@@ -8,13 +8,14 @@ from typing import Final
 import numpy as np
 
 from ttsim_des.metrics.device import held_growth
-from ttsim_des.metrics.runs import FAR_NS, GapRuns, StepRuns, points
+from ttsim_des.metrics.runs import GapRuns, StepRuns, points
 from ttsim_des.metrics.stats import FloatArray, IntArray
 from ttsim_des.records.tables import Tables
 from ttsim_des.units import NS_PER_S
 
 BINS: Final = 600
 CDF_POINTS: Final = 1000
+PIECES_PER_STRETCH: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +51,17 @@ def over_time(tables: Tables, block_size: int, bins: int = BINS) -> OverTime:
     """Running, waiting and held blocks as means over `bins` stretches: exact areas, whatever the length of the run."""
     edges = np.linspace(0, max(tables.end_ns, 1), bins + 1).round().astype(np.int64)
     runs = StepRuns.of(tables.steps)
-    # A run that spans many stretches is cut at its steps, so that each stretch gets its own share of the growth.
-    start, length, values = _pieces(runs, held_growth(runs, block_size), int(edges[1]) if bins else 1)
+    # A long run is cut at its steps, so that each stretch gets its own share of the growth.
+    start, length, values = _pieces(runs, held_growth(runs, block_size), int(edges[1]) // PIECES_PER_STRETCH)
     widths = np.diff(edges)
     means = [_areas(start, length, value, edges) / widths for value in values]
     return OverTime(edges / NS_PER_S, *means)
 
 
-def _pieces(runs: StepRuns, growth: FloatArray, stretch_ns: int) -> tuple[IntArray, IntArray, tuple[FloatArray, ...]]:
-    """Each run as one or more (start, length, values); no piece of several steps is longer than about a stretch."""
+def _pieces(runs: StepRuns, growth: FloatArray, piece_ns: int) -> tuple[IntArray, IntArray, tuple[FloatArray, ...]]:
+    """Each run as one or more (start, length, values); no piece of several steps is longer than about `piece_ns`."""
     span_end = points(runs.start, runs.period, runs.period_increment, runs.n)
-    parts = np.clip((span_end - runs.start) // max(stretch_ns, 1) + 1, 1, runs.n)
+    parts = np.clip((span_end - runs.start) // max(piece_ns, 1) + 1, 1, runs.n)
     row = np.repeat(np.arange(runs.n.size), parts)
     part = np.arange(row.size) - np.repeat(np.cumsum(parts) - parts, parts)
     first = part * runs.n[row] // parts[row]
@@ -69,8 +70,8 @@ def _pieces(runs: StepRuns, growth: FloatArray, stretch_ns: int) -> tuple[IntArr
     def at(step: IntArray) -> IntArray:
         return points(runs.start[row], runs.period[row], runs.period_increment[row], step)
 
-    begin = at(first)
-    end = np.minimum(at(after), np.where(runs.next_start[row] == FAR_NS, FAR_NS, runs.next_start[row]))
+    limit = runs.next_start[row]  # a run lasts until the replica's next one at most
+    begin, end = np.minimum(at(first), limit), np.minimum(at(after), limit)
     held = runs.column("held_blocks")[row] + growth[row] * (first + after - 1) / 2
     running, waiting = (runs.column(name)[row].astype(np.float64) for name in ("running", "waiting"))
     return begin, end - begin, (running, waiting, held.astype(np.float64))

@@ -163,7 +163,7 @@ def _draw_latency(summary: dict[str, Any], panels: list[Panel]) -> Any:
     for axis, (title, curves) in zip(axes[0], panels, strict=True):
         _draw_cdf(axis, title, curves)
     axes[0][0].set_ylabel("share of observations at or below")
-    figure.tight_layout(rect=(0, 0, 1, 0.97))
+    figure.tight_layout(rect=(0, 0, 1, 1.0))
     return figure
 
 
@@ -172,12 +172,13 @@ def _draw_cdf(axis: Any, title: str, curves: list[Curve]) -> None:
 
     everything = np.concatenate([curve.values for curve in curves])
     unit, factor = time_unit(everything.tolist())
-    for label, values, shares, quantiles in curves:
+    for (label, values, shares, quantiles), style in zip(curves, ("-", "--"), strict=False):
         x, y = np.append(values, values[-1]) * factor, np.append(shares, 1.0)
-        (line,) = axis.step(np.insert(x, 0, x[0]), np.insert(y, 0, 0.0), where="post", linewidth=2)
+        (line,) = axis.step(np.insert(x, 0, x[0]), np.insert(y, 0, 0.0), where="post", linewidth=2, linestyle=style)
         line.set_label(f"{label}{_reading(quantiles, unit, factor)}")
-    for share in (0.5, 0.99):
-        axis.axhline(share, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+    for share, name in ((0.5, "p50"), (0.99, "p99")):
+        axis.axhline(share, color="0.45", linewidth=0.9, linestyle=":", zorder=1)
+        axis.text(0.01, share - 0.01, name, transform=axis.get_yaxis_transform(), va="top", fontsize=9, color="0.35")
     positive = everything[everything > 0]
     if positive.size and positive.max() / np.median(positive) > 20:
         axis.set_xscale("log")
@@ -187,7 +188,7 @@ def _draw_cdf(axis: Any, title: str, curves: list[Curve]) -> None:
     axis.set_xlabel(f"{title.lower()} ({unit})")
     axis.set_ylim(0, 1.02)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.legend(loc="lower right", fontsize=9, frameon=True)
+    axis.legend(loc="best", fontsize=9, frameon=True)
 
 
 def _reading(quantiles: Summary, unit: str, factor: float) -> str:
@@ -210,7 +211,7 @@ def _draw_load(summary: dict[str, Any], tables: Tables) -> Any:
     running, waiting, held = sns.color_palette("colorblind", 3)
     figure, axes = plt.subplots(3, 1, figsize=(10, 7.5), sharex=True)
     figure.suptitle(f"Load over time, {_subtitle(summary)}", x=0.01, ha="left", fontsize=13)
-    window = summary["window"]
+    window, steady = summary["window"], summary["run"]["kind"] == "steady"
     panels = (
         (axes[0], curves.running, running, "Requests running", "requests", summary["load"]["mean_running"]),
         (axes[1], curves.waiting, waiting, "Requests waiting", "requests", summary["load"]["mean_waiting"]),
@@ -229,12 +230,11 @@ def _draw_load(summary: dict[str, Any], tables: Tables) -> Any:
         axis.set_ylim(bottom=0, top=None if values.max() > 0 else 1)
         if share:
             axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-        if summary["run"]["kind"] == "steady":
+        if steady:
             for edge in (window["start_s"], window["end_s"]):
                 axis.axvline(edge, color="0.25", linewidth=1)
-    axes[2].set_xlabel(
-        "time since the start of the run (s); the window that is measured lies between the vertical lines"
-    )
+    note = "; dashed: mean over the measured window, between the vertical lines" if steady else ""
+    axes[2].set_xlabel(f"time since the start of the run (s){note}")
     axes[2].set_xlim(0, float(curves.edges_s[-1]))
-    figure.tight_layout(rect=(0, 0, 1, 0.98))
+    figure.tight_layout(rect=(0, 0, 1, 1.0))
     return figure
