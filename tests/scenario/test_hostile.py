@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ttsim_des.assets import root
 from ttsim_des.cli import main
 from ttsim_des.errors import InputError
-from ttsim_des.scenario.load import load_scenario
+from ttsim_des.scenario.load import LoadedScenario, load_scenario
 
 Write = Callable[[str | bytes], str]
 SHIPPED = (root("scenarios") / "best-of-n.toml").read_bytes()
@@ -139,15 +139,14 @@ def test_mutated_scenarios_load_or_are_refused(edits: list[tuple[int, int, bytes
         data = [head + content + tail[len(content) :], head + tail[1:], head + content + tail, head][kind]
     path = tmp_path / "mutated.toml"
     path.write_bytes(data)
-    try:
-        loaded = load_scenario(path)
-    except InputError as error:
-        assert error.problems
-        assert all(problem.where.startswith(str(path)) for problem in error.problems)
-        assert str(error)
+    outcome = outcome_of(str(path))
+    if isinstance(outcome, InputError):
+        assert outcome.problems
+        assert all(problem.where.startswith(str(path)) for problem in outcome.problems)
+        assert str(outcome)
     else:
-        path.write_text(loaded.to_toml(), encoding="utf-8")
-        assert load_scenario(path).scenario == loaded.scenario
+        path.write_text(outcome.to_toml(), encoding="utf-8")
+        assert load_scenario(path).scenario == outcome.scenario
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -155,7 +154,12 @@ def test_mutated_scenarios_load_or_are_refused(edits: list[tuple[int, int, bytes
 @example(text="seed=1 #")
 @example(text="cluster.tp=\ud800")
 def test_any_override_loads_or_is_refused(text: str):
+    outcome = outcome_of("best-of-n", text)
+    assert not isinstance(outcome, InputError) or f"--set {text.partition('=')[0]}" in str(outcome)
+
+
+def outcome_of(path: str, *overrides: str) -> LoadedScenario | InputError:
     try:
-        load_scenario("best-of-n", [text])
+        return load_scenario(path, overrides)
     except InputError as error:
-        assert str(error)
+        return error

@@ -1,7 +1,8 @@
 import pytest
 
 from ttsim_des.errors import InputError
-from ttsim_des.scenario.toml_source import format_key, parse, parse_value
+from ttsim_des.scenario.places import format_key
+from ttsim_des.scenario.toml_source import parse, parse_value
 
 
 def problem_of(text: str) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 
 from ttsim_des.errors import InputError, Problem, bad_input, nearest_name
 from ttsim_des.scenario.overrides import FILE_KEYS, apply_overrides
-from ttsim_des.scenario.rules import Parts, broken_rules, parts_of, salvage
+from ttsim_des.scenario.places import SourceMap
+from ttsim_des.scenario.rules import broken_rules
+from ttsim_des.scenario.salvage import Parts, parts_of, salvage
 from ttsim_des.scenario.schema import Scenario
-from ttsim_des.scenario.toml_source import SourceMap, parse, read_text
+from ttsim_des.scenario.toml_source import parse, read_text
 from ttsim_des.scenario.toml_writer import to_toml
 from ttsim_des.scenario.validate import validate
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ttsim_des.errors import InputError, Problem
-from ttsim_des.scenario.toml_source import MAX_KEY_PARTS, SourceMap, format_key, parse_value
+from ttsim_des.scenario.places import SourceMap, format_key
+from ttsim_des.scenario.toml_source import MAX_KEY_PARTS, parse_value
 
 FILE_KEYS = frozenset({"workload.arrivals.file", "workload.prompt.file", "workload.output.file", "cluster.model"})
 """Keys that may name a file: in a scenario relative to its folder, in `--set` relative to the current one."""

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
-
-from pydantic import BaseModel
+from collections.abc import Callable, Iterator
 
 from ttsim_des.errors import Problem, nearest_name
-from ttsim_des.scenario.schema import (
-    Arrivals,
-    Cluster,
-    ConstantTokens,
-    Engine,
-    Experiment,
-    Latency,
-    LognormalTokens,
-    Scenario,
-    StrategyTable,
-    TableTokens,
-)
-from ttsim_des.scenario.validate import validate_table
+from ttsim_des.scenario.salvage import Parts
+from ttsim_des.scenario.schema import ConstantTokens, LognormalTokens, TableTokens
 
 STRATEGIES = ("single", "best_of_n")
 """The names of `workload.strategies` (a higher layer; a test keeps the two equal)."""
@@ -37,72 +22,9 @@ ARRIVAL_KEYS = {
 """The keys that each arrival process needs; it takes no others."""
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The tables of a scenario that are right by themselves; None stands for one that is not."""
-
-    experiment: Experiment | None
-    strategy: StrategyTable | None
-    arrivals: Arrivals | None
-    prompt: ConstantTokens | LognormalTokens | TableTokens | None
-    output: ConstantTokens | LognormalTokens | TableTokens | None
-    max_tokens: int | None
-    shared_prefix_tokens: int | None
-    cluster: Cluster | None
-    engine: Engine | None
-    latency: Latency | None
-
-
-def parts_of(scenario: Scenario) -> Parts:
-    """All the parts of a valid scenario."""
-    workload = scenario.workload
-    return Parts(
-        experiment=scenario.experiment,
-        strategy=workload.strategy,
-        arrivals=workload.arrivals,
-        prompt=workload.prompt,
-        output=workload.output,
-        max_tokens=workload.max_tokens,
-        shared_prefix_tokens=workload.shared_prefix_tokens,
-        cluster=scenario.cluster,
-        engine=scenario.engine,
-        latency=scenario.latency,
-    )
-
-
-def salvage(values: Mapping[str, Any]) -> Parts:
-    """The parts of a scenario that has something wrong in it, so that one mistake does not hide another."""
-    workload = values.get("workload")
-    workload = workload if isinstance(workload, Mapping) else {}
-
-    def tokens(name: str, default: int | None) -> int | None:
-        value = workload.get(name, default)
-        return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-    return Parts(
-        experiment=validate_table(Experiment, values.get("experiment", {})),
-        strategy=validate_table(StrategyTable, workload.get("strategy", {})),
-        arrivals=validate_table(Arrivals, workload["arrivals"]) if "arrivals" in workload else None,
-        prompt=_distribution(workload.get("prompt")),
-        output=_distribution(workload.get("output")),
-        max_tokens=tokens("max_tokens", None),
-        shared_prefix_tokens=tokens("shared_prefix_tokens", 0),
-        cluster=validate_table(Cluster, values.get("cluster")),
-        engine=validate_table(Engine, values.get("engine", {})),
-        latency=validate_table(Latency, values.get("latency", {})),
-    )
-
-
 def broken_rules(parts: Parts) -> list[Problem]:
     """Every rule that the scenario breaks; rules about a part that is None are left out."""
     return [problem for rule in _RULES for problem in rule(parts)]
-
-
-def _distribution(values: Any) -> Any:
-    kinds: dict[str, type[BaseModel]] = {"constant": ConstantTokens, "lognormal": LognormalTokens, "table": TableTokens}
-    name = values.get("distribution") if isinstance(values, Mapping) else None
-    kind = kinds.get(name) if isinstance(name, str) else None
-    return validate_table(kind, values) if kind is not None else None
 
 
 def _arrivals(parts: Parts) -> Iterator[Problem]:

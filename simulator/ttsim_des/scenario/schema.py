@@ -144,7 +144,7 @@ class Engine(Table):
 
 
 class AffineLatency(Table):
-    """Step time = constant + per token + per decode-context token + per prefill query-key pair, per rank, in microseconds."""
+    """Step time is a sum of five terms, in microseconds: what each coefficient multiplies is in its name."""
 
     constant_us: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.0
     per_token_us: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.0

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ttsim_des.scenario.toml_source import format_key
+from ttsim_des.scenario.places import format_key
 
 
 def to_toml(values: Mapping[str, Any]) -> str:

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from ttsim_des.errors import Problem, nearest_name
 from ttsim_des.scenario.describe import all_keys, choices_of, expected_of, names_of, tables_of
+from ttsim_des.scenario.places import format_key
 from ttsim_des.scenario.schema import Scenario
-from ttsim_des.scenario.toml_source import format_key
 
 _SHOWN_NAMES = 16
 _RANGE_ERRORS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
