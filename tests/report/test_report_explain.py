@@ -30,8 +30,8 @@ def test_a_life_from_arrival_to_answer() -> None:
     assert "the answer is there: sample 0" in text
     assert "sample 1, spent 1.00 s waiting to be scheduled, 1.00 s prefill, 8.00 s decoding" in text
     assert "60% of the query's time" in text
-    assert "1 samples were cancelled; 2 output tokens were of no use" in text
-    assert "1 preemptions for want of KV blocks; 7 tokens" in text
+    assert "Samples cancelled: 1; output tokens of no use: 2." in text
+    assert "Preemptions for want of KV blocks: 1; tokens computed again: 7." in text
 
 
 def test_an_unknown_query_names_the_valid_range() -> None:

@@ -137,8 +137,8 @@ def _verdict(query: Row, requests: list[Row]) -> Iterator[str]:
             )
     cancelled = sum(r["status"] == "cancelled" for r in requests)
     if cancelled or query["wasted_tokens"]:
-        yield f"  {cancelled} samples were cancelled; {number(query['wasted_tokens'])} output tokens were of no use."
+        yield f"  Samples cancelled: {cancelled}; output tokens of no use: {number(query['wasted_tokens'])}."
     preemptions = sum(r["preemptions"] for r in requests)
     if preemptions:
         again = number(sum(r["recomputed_tokens"] for r in requests))
-        yield f"  {preemptions} preemptions for want of KV blocks; {again} tokens were computed again."
+        yield f"  Preemptions for want of KV blocks: {preemptions}; tokens computed again: {again}."
