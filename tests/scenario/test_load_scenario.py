@@ -85,8 +85,10 @@ def test_a_broken_table_does_not_hide_the_rules_about_others(write: Write, valid
         (["workload.strategy.name=best_off_n"], "(did you mean 'best_of_n'?)"),
         (["workload.output.min=200"], "workload.output.min: 200 is above max = 100"),
         (["workload.output.mean=2000"], "workload.output.mean: 2000 is above max = 100"),
-        (["engine.max_model_len=104"], "engine.max_model_len: a prompt of 5 tokens and max_tokens = 100"),
-        (["engine.max_num_seqs=64", "engine.max_num_batched_tokens=32"], "engine.max_num_batched_tokens: 32 is below"),
+        (
+            ["engine={enable_chunked_prefill=false, max_model_len=200, max_num_batched_tokens=32}"],
+            "engine.max_num_batched_tokens: 32 is below max_model_len = 200",
+        ),
         (["latency.model=affine"], "--set latency.model=affine: latency.affine: missing"),
         (["latency={model='affine', affine={}}"], "latency.affine: all coefficients are 0"),
         (["schema=2"], "schema: this is format 2, written for a newer ttsim-des"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from ttsim_des.errors import Problem, nearest_name
 from ttsim_des.scenario.salvage import Parts
-from ttsim_des.scenario.schema import ConstantTokens, LognormalTokens, TableTokens
+from ttsim_des.scenario.schema import LognormalTokens, TableTokens
 
 STRATEGIES = ("single", "best_of_n")
 """The names of `workload.strategies` (a higher layer; a test keeps the two equal)."""
@@ -87,29 +87,15 @@ def _lengths(parts: Parts) -> Iterator[Problem]:
                     yield Problem("is empty", key=f"{key}.{column}", expected="a name")
 
 
-def _model_length(parts: Parts) -> Iterator[Problem]:
-    """What a front end refuses: a request whose prompt and cap together exceed max_model_len."""
-    engine, prompt, cap, shared = parts.engine, parts.prompt, parts.max_tokens, parts.shared_prefix_tokens
-    if engine is None or engine.max_model_len is None or prompt is None or cap is None or shared is None:
-        return
-    if isinstance(prompt, TableTokens):
-        return  # known when the table is read
-    shortest = shared + (prompt.tokens if isinstance(prompt, ConstantTokens) else prompt.min)
-    if shortest + cap > engine.max_model_len:
-        message = f"a prompt of {shortest} tokens and max_tokens = {cap} do not fit into {engine.max_model_len}"
-        yield Problem(message, key="engine.max_model_len", expected=f"at least {shortest + cap}")
-
-
 def _batch(parts: Parts) -> Iterator[Problem]:
-    """vLLM's own start-up checks of its scheduler settings."""
-    if (engine := parts.engine) is None or (budget := engine.max_num_batched_tokens) is None:
+    """vLLM's own start-up check: without chunks a step must hold the longest prompt."""
+    if (engine := parts.engine) is None or engine.enable_chunked_prefill is not False:
         return
-    key = "engine.max_num_batched_tokens"
-    if engine.max_num_seqs is not None and budget < engine.max_num_seqs:
-        yield Problem(f"{budget} is below max_num_seqs = {engine.max_num_seqs}", key=key, expected="at least that")
-    if engine.enable_chunked_prefill is False and engine.max_model_len is not None and budget < engine.max_model_len:
-        message = f"{budget} is below max_model_len = {engine.max_model_len}, and chunked prefill is off"
-        yield Problem(message, key=key, expected="at least max_model_len, or enable_chunked_prefill = true")
+    budget, longest = engine.max_num_batched_tokens, engine.max_model_len
+    if budget is not None and longest is not None and budget < longest:
+        message = f"{budget} is below max_model_len = {longest}, and chunked prefill is off"
+        expected = "at least max_model_len, or enable_chunked_prefill = true"
+        yield Problem(message, key="engine.max_num_batched_tokens", expected=expected)
 
 
 def _latency(parts: Parts) -> Iterator[Problem]:
@@ -126,7 +112,6 @@ _RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
     _experiment,
     _strategy,
     _lengths,
-    _model_length,
     _batch,
     _latency,
 )
