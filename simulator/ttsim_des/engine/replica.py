@@ -348,12 +348,16 @@ class Replica:
         )
 
     def _record_leap(self, leap: Leap) -> None:
-        start_ns = leap.first_start_ns
-        between_ns = leap.host_between_ns
+        start_ns, row = leap.first_start_ns, leap.row
+        between_ns, block_size = leap.host_between_ns, self._config.block_size
         for run in clip_runs(leap.durations, 0, leap.pops):
             period = Run(run.steps, run.first_ns + between_ns, run.increment_ns)
-            self._recorder.steps(leap.row, start_ns, period, run)
+            self._recorder.steps(row, start_ns, period, run)
             start_ns += series_sum(*period)
+            # On average; which blocks of the free queue are taken within a leap, nobody looked at.
+            taken = run.steps * row.decode_seqs // block_size
+            cached = min(row.cached_blocks, self.scheduler.kv.num_free_blocks - taken)
+            row = row._replace(held_blocks=row.held_blocks + taken, cached_blocks=max(0, cached))
 
 
 def _shape(entries: list[Scheduled]) -> StepShape:
