@@ -1,0 +1,330 @@
+"""A scenario's cluster and engine resolved to what is simulated: settings, memory, step model, host time, price."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from ttsim_des import assets
+from ttsim_des.engine.config import EngineConfig
+from ttsim_des.engine.engine_file import EngineFile, load_engine_file
+from ttsim_des.engine.memory import MemoryDerivation, derive_blocks
+from ttsim_des.engine.throughput import ThroughputBound, best_throughput
+from ttsim_des.errors import InputError, Problem, bad_input
+from ttsim_des.latency.affine import AffineStepModel
+from ttsim_des.latency.geometry import ModelGeometry, load_geometry
+from ttsim_des.latency.host import HostOverhead
+from ttsim_des.latency.kernels import KernelStepModel
+from ttsim_des.latency.profile import GpuProfile, load_profile
+from ttsim_des.latency.shape import StepModel
+from ttsim_des.scenario.schema import AffineLatency, Cluster, Scenario, Workload
+from ttsim_des.units import NS_PER_US, s_to_ns
+from ttsim_des.workload.expected import ExpectedWork, expected_work
+
+T = TypeVar("T")
+
+
+class Setting(NamedTuple):
+    """One engine setting as it was taken, and where it comes from."""
+
+    name: str
+    value: int | float | bool | str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Everything about the serving side that a simulation needs, final."""
+
+    gpu: str
+    device: str
+    engine: str
+    tp: int
+    replicas: int
+    geometry: ModelGeometry
+    engine_config: EngineConfig
+    host: HostOverhead
+    host_source: str
+    step_model: StepModel
+    gpu_hour_usd: float | None
+    price_source: str
+    memory: MemoryDerivation
+    settings: tuple[Setting, ...]
+    profile_source: str
+    warnings: tuple[str, ...]
+
+    @property
+    def gpus(self) -> int:
+        """All GPUs of the cluster."""
+        return self.tp * self.replicas
+
+    @property
+    def usable_blocks(self) -> int:
+        """KV blocks of one replica that requests can hold."""
+        return self.engine_config.num_gpu_blocks - 1
+
+    def best_throughput(self, workload: Workload, work: ExpectedWork) -> ThroughputBound:
+        """The most output tokens per second that the whole cluster can deliver for this workload; see `throughput`."""
+        prompt_tokens = work.prompt_tokens_mean
+        new_tokens = prompt_tokens
+        if self.engine_config.enable_prefix_caching:
+            own_tokens = max(0.0, prompt_tokens - workload.shared_prefix_tokens)
+            new_tokens = max(1.0, own_tokens * work.queries / work.requests)
+        one = best_throughput(
+            self.step_model,
+            self.engine_config,
+            self.host,
+            prompt_tokens=prompt_tokens,
+            new_prompt_tokens=new_tokens,
+            output_tokens=work.output_tokens_mean,
+        )
+        return one._replace(output_tokens_per_s=one.output_tokens_per_s * self.replicas)
+
+
+def deploy(scenario: Scenario, base_dir: Path) -> Deployment:
+    """Resolve the scenario's cluster; files it names are relative to `base_dir`.
+
+    Raises InputError with every problem found, each with its scenario key.
+    """
+    cluster = scenario.cluster
+    problems: list[Problem] = []
+    profile = _attempt(lambda: load_profile(cluster.gpu), problems)
+    geometry = _attempt(lambda: load_geometry(cluster.model, base_dir), problems)
+    engine = _attempt(lambda: load_engine_file(cluster.engine), problems)
+    work = _attempt(lambda: expected_work(scenario, base_dir), problems)
+    if geometry is not None:
+        problems += _sharding_problems(geometry, cluster)
+    if problems or profile is None or geometry is None or engine is None or work is None:
+        raise InputError(problems)
+    config, memory, settings = _engine_config(scenario, profile, geometry, engine)
+    problems += _fit_problems(scenario, config, memory, work)
+    step_model = _attempt(lambda: _step_model(scenario, profile, geometry, engine, config), problems)
+    if problems or step_model is None:
+        raise InputError(problems)
+    usd, price_source = _price(cluster)
+    return Deployment(
+        gpu=cluster.gpu,
+        device=profile.meta.device,
+        engine=engine.name,
+        tp=cluster.tp,
+        replicas=cluster.replicas,
+        geometry=geometry,
+        engine_config=config,
+        host=_host(scenario, engine),
+        host_source=engine.host_source if scenario.latency.model == "kernels" else "none with latency.model = affine",
+        step_model=step_model,
+        gpu_hour_usd=usd,
+        price_source=price_source,
+        memory=memory,
+        settings=settings,
+        profile_source=profile.meta.source if scenario.latency.model == "kernels" else "scenario (latency.affine)",
+        warnings=_warnings(scenario, profile, geometry, memory),
+    )
+
+
+def _attempt(load: Callable[[], T], problems: list[Problem]) -> T | None:
+    """What `load` returns, or None with its problems added to `problems`."""
+    try:
+        return load()
+    except InputError as error:
+        problems += error.problems
+        return None
+
+
+def _sharding_problems(geometry: ModelGeometry, cluster: Cluster) -> list[Problem]:
+    """What tensor parallelism cannot divide. The vocabulary is padded, KV heads replicate."""
+    tp = cluster.tp
+    found = []
+    for what, count in (("query heads", geometry.heads), ("MLP columns", geometry.intermediate)):
+        if count % tp:
+            found.append(f"{count} {what}")
+    if geometry.kv_heads % tp and tp % geometry.kv_heads:
+        found.append(f"{geometry.kv_heads} KV heads")
+    if not found:
+        return []
+    valid = [
+        size
+        for size in (1, 2, 4, 8, 16, 32, 64)
+        if not (geometry.heads % size or geometry.intermediate % size)
+        and not (geometry.kv_heads % size and size % geometry.kv_heads)
+    ]
+    message = f"{tp} GPUs cannot share the {' and '.join(found)} of {geometry.name} evenly"
+    return [Problem(message, key="cluster.tp", expected=f"a divisor, such as {', '.join(map(str, valid))}")]
+
+
+def _engine_config(
+    scenario: Scenario, profile: GpuProfile, geometry: ModelGeometry, engine: EngineFile
+) -> tuple[EngineConfig, MemoryDerivation, tuple[Setting, ...]]:
+    """The scenario's engine table over the engine file's defaults, with the blocks that follow."""
+    given, defaults = scenario.engine, engine.defaults
+    limits = engine.batch_limits(profile.meta.device, profile.meta.memory_gib)
+    settings: list[Setting] = []
+
+    def take(name: str, fallback: T, origin: str) -> T:
+        value: T | None = getattr(given, name)
+        taken = fallback if value is None else value
+        assert isinstance(taken, int | float | str)
+        settings.append(Setting(name, taken, origin if value is None else "scenario"))
+        return taken
+
+    by_gpu = f"{engine.name} for {profile.meta.device}"
+    by_file = engine.name
+    max_model_len = take("max_model_len", geometry.max_position, "model")
+    chunked = take("enable_chunked_prefill", defaults.enable_chunked_prefill, by_file)
+    budget_default = limits.max_num_batched_tokens if chunked else max(limits.max_num_batched_tokens, max_model_len)
+    budget = take("max_num_batched_tokens", budget_default, by_gpu)
+    seqs = take("max_num_seqs", min(limits.max_num_seqs, budget), by_gpu)
+    block_size = take("block_size", defaults.block_size, by_file)
+    memory = derive_blocks(
+        geometry,
+        engine.memory,
+        memory_gib=profile.meta.memory_gib,
+        utilization=take("gpu_memory_utilization", defaults.gpu_memory_utilization, by_file),
+        tp=scenario.cluster.tp,
+        dtype=scenario.cluster.dtype,
+        kv_dtype=scenario.cluster.kv_dtype,
+        block_size=block_size,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=budget,
+        num_gpu_blocks=given.num_gpu_blocks,
+    )
+    blocks = take("num_gpu_blocks", memory.num_gpu_blocks, "derived from memory")
+    config = EngineConfig(
+        num_gpu_blocks=blocks,
+        block_size=block_size,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=budget,
+        max_model_len=max_model_len,
+        enable_prefix_caching=take("enable_prefix_caching", defaults.enable_prefix_caching, by_file),
+        enable_chunked_prefill=chunked,
+        async_scheduling=take("async_scheduling", defaults.async_scheduling, by_file),
+        scheduling_policy=take("scheduling_policy", defaults.scheduling_policy, by_file),
+        long_prefill_token_threshold=take(
+            "long_prefill_token_threshold", defaults.long_prefill_token_threshold, by_file
+        ),
+        scheduler_reserve_full_isl=take("scheduler_reserve_full_isl", defaults.scheduler_reserve_full_isl, by_file),
+        watermark_blocks=int(take("watermark", defaults.watermark, by_file) * blocks),
+        free_unhashed_first=engine.free_unhashed_first,
+    )
+    settings.append(Setting("free_unhashed_first", engine.free_unhashed_first, by_file))
+    return config, memory, tuple(settings)
+
+
+def _fit_problems(
+    scenario: Scenario, config: EngineConfig, memory: MemoryDerivation, work: ExpectedWork
+) -> list[Problem]:
+    """What can never run: a model without room for KV blocks, a request that no empty engine could hold."""
+    given = scenario.engine
+    if given.num_gpu_blocks is None and memory.fitting_blocks < 2:
+        sizes = {row.name: row.value for row in memory.rows if row.unit == "GiB"}
+        message = (
+            f"{scenario.cluster.model} does not fit: {sizes['weights']:.1f} GiB of weights, "
+            f"{sizes['activations']:.1f} of activations and {sizes['other']:.1f} of other memory leave "
+            f"{sizes['left for KV blocks']:.1f} GiB for KV blocks"
+        )
+        return [Problem(message, key="cluster.tp", expected="more GPUs a replica, or a GPU with more memory")]
+    problems = []
+    if config.max_num_batched_tokens < config.max_num_seqs:
+        key = "engine.max_num_seqs" if given.max_num_seqs is not None else "engine.max_num_batched_tokens"
+        message = (
+            f"max_num_batched_tokens = {config.max_num_batched_tokens} is below max_num_seqs = {config.max_num_seqs}"
+        )
+        problems.append(Problem(message, key=key, expected="a token for every sequence"))
+    longest_prompt, cap = work.prompt_tokens_max, scenario.workload.max_tokens
+    if longest_prompt + cap > config.max_model_len:
+        key = "workload.max_tokens" if given.max_model_len is None else "engine.max_model_len"
+        message = (
+            f"prompts of up to {longest_prompt} tokens and max_tokens = {cap} exceed "
+            f"max_model_len = {config.max_model_len}, and the front end refuses such requests"
+        )
+        expected = f"max_model_len of at least {longest_prompt + cap}, a lower cap, or a lower workload.prompt.max"
+        problems.append(Problem(message, key=key, expected=expected))
+    longest_output = -(-work.output_tokens_max // work.requests)
+    # The last token of a request is never computed, so it needs no room.
+    needed = -(-(longest_prompt + longest_output - 1) // config.block_size)
+    if needed > config.num_gpu_blocks - 1:
+        key = "cluster.gpu" if given.num_gpu_blocks is None else "engine.num_gpu_blocks"
+        message = (
+            f"a request of up to {longest_prompt + longest_output} tokens needs {needed} KV blocks, "
+            f"but an empty engine has {config.num_gpu_blocks - 1}: it could never finish"
+        )
+        problems.append(Problem(message, key=key, expected=f"num_gpu_blocks of at least {needed + 1}"))
+    return problems
+
+
+def _step_model(
+    scenario: Scenario, profile: GpuProfile, geometry: ModelGeometry, engine: EngineFile, config: EngineConfig
+) -> StepModel:
+    """The step model that the scenario asks for."""
+    cluster = scenario.cluster
+    if scenario.latency.model == "affine":
+        if scenario.latency.affine is None:
+            raise bad_input("the affine model needs its coefficients", key="latency.affine", expected="a table")
+        return affine_step_model(scenario.latency.affine)
+    return KernelStepModel(
+        profile,
+        geometry,
+        cluster.tp,
+        cluster.dtype,
+        cluster.kv_dtype,
+        max_context=config.max_model_len,
+        graph_tokens=min(engine.graph_tokens, 2 * config.max_num_seqs, config.max_num_batched_tokens),
+        gap_ns=engine.step_gap_ns,
+    )
+
+
+def affine_step_model(table: AffineLatency) -> AffineStepModel:
+    """The affine step model of a scenario's latency.affine table."""
+    return AffineStepModel(
+        constant_ns=table.constant_us * NS_PER_US,
+        per_token_ns=table.per_token_us * NS_PER_US,
+        per_decode_seq_ns=table.per_decode_seq_us * NS_PER_US,
+        per_decode_ctx_token_ns=table.per_decode_ctx_token_us * NS_PER_US,
+        per_prefill_qk_pair_ns=table.per_prefill_qk_pair_us * NS_PER_US,
+    )
+
+
+def _host(scenario: Scenario, engine: EngineFile) -> HostOverhead:
+    """The engine file's host time (none around affine steps: their constant says all), `frontend.ingest_s` over it."""
+    host = engine.host if scenario.latency.model == "kernels" else HostOverhead()
+    if scenario.frontend.ingest_s is not None:
+        host = host._replace(request_ns=s_to_ns(scenario.frontend.ingest_s))
+    return host
+
+
+def _price(cluster: Cluster) -> tuple[float | None, str]:
+    """USD per GPU-hour and its source; None when nobody says."""
+    if cluster.gpu_hour_usd is not None:
+        return cluster.gpu_hour_usd, "scenario"
+    path = assets.root("profiles") / "prices.toml"
+    try:
+        entry = tomllib.loads(path.read_text(encoding="utf-8"))["gpus"].get(cluster.gpu)
+        return (None, "") if entry is None else (float(entry["gpu_hour_usd"]), f"{entry['source']} ({entry['date']})")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise bad_input(f"price file {path} cannot be used: {error}", key="cluster.gpu_hour_usd") from None
+
+
+def _warnings(
+    scenario: Scenario, profile: GpuProfile, geometry: ModelGeometry, memory: MemoryDerivation
+) -> tuple[str, ...]:
+    """What a reader of the results should know of how they came about."""
+    found = []
+    if scenario.engine.num_gpu_blocks is None:
+        found.append(
+            f"num_gpu_blocks = {memory.num_gpu_blocks} is derived from memory; a real engine's start-up log tells the "
+            "true number, and latency under load depends on it"
+        )
+    elif memory.num_gpu_blocks > memory.fitting_blocks:
+        found.append(f"num_gpu_blocks = {memory.num_gpu_blocks} is given, but only {memory.fitting_blocks} would fit")
+    if scenario.latency.model == "kernels":
+        columns = geometry.vocab_per_gpu(scenario.cluster.tp)
+        measured = profile.values("gemm", "bf16", "n")
+        if measured and columns > measured[-1]:
+            found.append(
+                f"lm_head has {columns} columns on a GPU, the largest measured product {measured[-1]}: its efficiency "
+                "is extrapolated"
+            )
+    return tuple(found)
