@@ -64,7 +64,7 @@ def geometric_quantiles(mean: float, count: int) -> list[int]:
     return np.ceil(np.log1p(-middles) / math.log1p(-1 / mean)).astype(int).tolist()
 
 
-def interval(values: Sequence[float], confidence: float = 0.999) -> tuple[float, float]:
+def interval(values: Sequence[float], confidence: float = 0.99) -> tuple[float, float]:
     """Student t interval for the mean of independent replications."""
     sample = np.asarray(values, dtype=float)
     half = special.stdtrit(len(sample) - 1, (1 + confidence) / 2) * sample.std(ddof=1) / math.sqrt(len(sample))
