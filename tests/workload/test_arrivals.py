@@ -54,6 +54,12 @@ def test_poisson_is_gamma_of_shape_one():
     assert stats.kstest(gaps_s, "expon", args=(0, 1 / 40)).pvalue > 1e-3
 
 
+def test_gaps_move_smoothly_with_burstiness():
+    """Common random numbers: a little more regular is a little different, not another sample."""
+    near = times(process="gamma", rate_per_s=3.0, burstiness=1.0 + 1e-9)
+    np.testing.assert_allclose(np.diff(near), np.diff(times(process="poisson", rate_per_s=3.0)), rtol=1e-6, atol=2)
+
+
 def test_rate_scales_time():
     slow, fast = times(process="poisson", rate_per_s=1.0), times(process="poisson", rate_per_s=4.0)
     np.testing.assert_allclose(np.array(slow), 4 * np.array(fast), rtol=0, atol=3 * 1000)

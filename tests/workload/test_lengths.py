@@ -237,3 +237,52 @@ def test_formats_agree(tmp_path):
 def test_lognormal_min_above_max():
     with pytest.raises(InputError, match=r"workload.output.min: min 9 is above max 8"):
         lognormal(mean=5.0, min=9, max=8)
+
+
+def test_siblings_are_alike_as_in_measured_chains_of_thought():
+    """Max and min of 8 over the mean: 1.3-1.8 and 0.55-0.75 for real questions, 1.8-2.3 and 0.23-0.41 shuffled.
+
+    Within-question log-sd 0.2-0.4, between 0.5-0.8 (R1, QwQ, R1-Distill; see docs/workload.md).
+    """
+    alike = lognormal(mean=4000.0, query_sigma=0.6, sample_sigma=0.3).tokens(STREAMS, "a", 0, 4000, 8)
+    shuffled = lognormal(mean=4000.0, query_sigma=0.0, sample_sigma=math.hypot(0.6, 0.3)).tokens(
+        STREAMS, "a", 0, 4000, 8
+    )
+    ratios = [(c.max(axis=1).mean() / c.mean(), c.min(axis=1).mean() / c.mean()) for c in (alike, shuffled)]
+    assert 1.3 < ratios[0][0] < 1.8
+    assert 0.55 < ratios[0][1] < 0.75
+    assert 1.8 < ratios[1][0] < 2.5
+    assert 0.23 < ratios[1][1] < 0.41
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (pa.array([["a"], ["b"]]), "holds list<"),
+        (pa.array([{"a": 1}, {"a": 2}]), "holds struct<a: int64>"),
+        (pa.array(["a", None]), "data row 2: nothing; expected a label"),
+    ],
+)
+def test_labels_that_are_none(tmp_path, labels, message):
+    pq.write_table(pa.table({"tokens": [3, 4], "problem": labels}), tmp_path / "t.parquet")
+    with pytest.raises(InputError) as error:
+        table(tmp_path, file="t.parquet", problem_column="problem")
+    assert [problem.key for problem in error.value.problems] == ["workload.output.problem_column"]
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [pa.array([7, 9, 7]), pa.array(["7", "9", "7"]), pa.DictionaryArray.from_arrays([2, 0, 2], ["9", "unused", "7"])],
+)
+def test_labels_of_any_kind(tmp_path, labels):
+    pq.write_table(pa.table({"tokens": [1, 20, 2], "problem": labels}), tmp_path / "t.parquet")
+    counts = table(tmp_path, file="t.parquet", problem_column="problem").tokens(STREAMS, "a", 0, 40, 2)
+    assert {tuple(sorted(row)) for row in counts.tolist()} == {(1, 2), (20, 20)}
+
+
+@pytest.mark.parametrize("values", [pa.array([True]), pa.array(["3"]), pa.array([[3]]), pa.array([b"3"])])
+def test_columns_that_hold_no_numbers(tmp_path, values):
+    pq.write_table(pa.table({"tokens": values}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"workload\.output\.column: column 'tokens' of .* holds"):
+        table(tmp_path, file="t.parquet")

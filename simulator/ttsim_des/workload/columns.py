@@ -136,11 +136,16 @@ def real_numbers(table: pa.Table, column: str, path: Path, key: str, *, low: flo
 def codes(table: pa.Table, column: str, path: Path, key: str) -> NDArray[np.int64]:
     """A column of labels (numbers or text) as 0, 1, 2 ... in order of first appearance."""
     import numpy as np
+    import pyarrow as pa
 
     values = table.column(column).combine_chunks()
+    if pa.types.is_nested(values.type):
+        raise bad_input(f"column {column!r} of {path} holds {values.type}", key=key, expected="numbers or text")
     if values.null_count:
         row = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
         raise _bad_row(path, column, row, "nothing", "a label", key)
+    if pa.types.is_dictionary(values.type):  # it may list labels that no row has
+        values = values.dictionary_decode()
     return np.asarray(values.dictionary_encode().indices.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
