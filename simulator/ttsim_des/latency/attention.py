@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from ttsim_des.errors import bad_input
 from ttsim_des.latency.interpolate import Curve, Weights, bracket, isotonic, last_slope
 from ttsim_des.latency.profile import GpuProfile
@@ -153,7 +151,7 @@ def _by_batch(
     """Points along `axis` of each measured batch size, made non-decreasing."""
     rows = profile.select(family, kv_dtype, head_dim=head_dim, kv_heads=kv_heads, heads=heads)
     points = {}
-    for batch in np.unique(rows["batch"]).tolist():
+    for batch in sorted(set(rows["batch"].tolist())):
         chosen = rows["batch"] == batch
         order = rows[axis][chosen].argsort()
         along = rows[axis][chosen][order].tolist()

@@ -74,8 +74,7 @@ class GpuProfile:
         """The distinct values of one column among those rows, sorted; none for a label that was not measured."""
         if label not in self.tables[family]:
             return []
-        found: list[int] = np.unique(self.select(family, label, **equal)[column]).tolist()
-        return found
+        return sorted(set(self.select(family, label, **equal)[column].tolist()))  # np.unique imports numpy.ma
 
 
 def load_profile(name: str) -> GpuProfile:

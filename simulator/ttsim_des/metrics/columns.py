@@ -7,20 +7,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ttsim_des.records.arrow import arrow_column, numpy_column
+
 
 def column(table: pa.Table, name: str) -> NDArray[np.int64]:
     """An integer column."""
-    values: NDArray[np.int64] = table.column(name).to_numpy()
+    values: NDArray[np.int64] = numpy_column(table.column(name))
     return values
 
 
 def flags(table: pa.Table, name: str) -> NDArray[np.bool_]:
     """A boolean column."""
-    values: NDArray[np.bool_] = table.column(name).to_numpy()
+    values: NDArray[np.bool_] = numpy_column(table.column(name))
     return values
 
 
 def is_in(table: pa.Table, name: str, *values: str) -> NDArray[np.bool_]:
     """Where a text column has one of these values."""
-    mask: NDArray[np.bool_] = pc.is_in(table.column(name), value_set=pa.array(values, pa.string())).to_numpy()
+    mask: NDArray[np.bool_] = numpy_column(pc.is_in(table.column(name), value_set=arrow_column(values, pa.string())))
     return mask

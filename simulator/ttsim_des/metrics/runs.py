@@ -21,6 +21,7 @@ from ttsim_des.metrics.stats import (
     observations_needed,
     rank,
 )
+from ttsim_des.records.arrow import numpy_column
 from ttsim_des.units import NS_PER_S
 
 FAR_NS = np.iinfo(np.int64).max
@@ -120,7 +121,7 @@ class StepRuns:
 
 def replica_codes(table: pa.Table) -> IntArray:
     """One integer per (pool, replica) of each row; equal rows, equal codes."""
-    pool: IntArray = table.column("pool").combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    pool: IntArray = numpy_column(table.column("pool").combine_chunks().dictionary_encode().indices).astype(np.int64)
     return pool * 1_000_000 + column(table, "replica")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from ttsim_des.latency.shape import Run
+from ttsim_des.records.arrow import arrow_column
 from ttsim_des.records.tables import STEPS, TOKEN_GAPS
 
 
@@ -50,7 +51,7 @@ class StepRecorder:
         return self._table(TOKEN_GAPS, self._gaps)
 
     def _table(self, schema: pa.Schema, rows: list[tuple[int, ...]] | list[tuple[int | bool, ...]]) -> pa.Table:
-        columns = list(zip(*rows, strict=True)) if rows else [()] * (len(schema) - 2)
-        arrays = [pa.array([self.pool] * len(rows), pa.string()), pa.array([self.replica] * len(rows), pa.int64())]
-        arrays += [pa.array(column, field.type) for column, field in zip(columns, list(schema)[2:], strict=True)]
+        columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * (len(schema) - 2)
+        columns = [[self.pool] * len(rows), [self.replica] * len(rows), *columns]
+        arrays = [arrow_column(column, field.type) for column, field in zip(columns, schema, strict=True)]
         return pa.Table.from_arrays(arrays, schema=schema)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
+from ttsim_des.records.arrow import arrow_column
 from ttsim_des.records.recorder import StepRecorder
 from ttsim_des.records.tables import QUERIES, REQUESTS, STEPS, TOKEN_GAPS, Tables
 from ttsim_des.simulation.client import QueryRun
@@ -32,7 +33,7 @@ def _request_id(sample: Sample) -> int:
 
 def _table(schema: pa.Schema, rows: Iterable[tuple[int | str, ...]]) -> pa.Table:
     columns = list(zip(*rows, strict=True)) or [()] * len(schema)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    arrays = [arrow_column(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
