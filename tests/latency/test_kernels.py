@@ -93,13 +93,22 @@ def test_decode_is_continuous_and_never_cheaper_with_more_context() -> None:
         assert max(growth) < 0.002 * times[0] + seqs * 100
 
 
-def test_grid_ends_are_extrapolated_not_clamped() -> None:
+@pytest.mark.parametrize("seqs", [1024, 2048])
+def test_grid_ends_are_extrapolated_not_clamped(seqs: int) -> None:
     steps = MODELS["7B"]
-    # 1,024 sequences were measured with contexts of a few hundred tokens; the bytes to read go on growing.
-    kv_bytes = 57_344 * 1024
-    growth_ns = steps.step_ns(decode(1024, 1024 * 4000)) - steps.step_ns(decode(1024, 1024 * 3000))
-    assert growth_ns > 0.8 * 1000 * kv_bytes / 4.8e12 * 1e9
-    assert growth_ns < 1.5 * 1000 * kv_bytes / 4.8e12 * 1e9
+    # So many sequences were measured with contexts of at most a few hundred tokens; the bytes to read go on growing.
+    growth_ns = steps.step_ns(decode(seqs, seqs * 4000)) - steps.step_ns(decode(seqs, seqs * 3000))
+    read_ns = 1000 * 57_344 * seqs / 4.8e12 * 1e9
+    assert 0.8 * read_ns < growth_ns < 1.5 * read_ns
+
+
+def test_decodes_and_chunks_share_one_attention_launch() -> None:
+    steps = MODELS["7B"]
+    chunk = PrefillChunk(300, 0)
+    mixed = steps.step_ns(StepShape(32, 64_000, 2000, (chunk,), 33)) - steps._dense_ns(332, 33)
+    decodes = steps.step_ns(decode(32, 64_000)) - steps._dense_ns(32, 32)
+    alone = steps.step_ns(prefill((300, 0))) - steps._dense_ns(300, 1)
+    assert decodes + alone - mixed == pytest.approx(28_000 * steps._prefill.launch_us, abs=2)
 
 
 def test_mixed_step_reads_the_weights_once() -> None:
