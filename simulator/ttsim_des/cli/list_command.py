@@ -42,8 +42,11 @@ def _described(kind: str, name: str) -> str:
     folder = root("profiles") / kind
     if kind == "models":
         return str(_toml(folder / f"{name}.toml").get("source", ""))
-    values = _toml(folder / name / "meta.toml" if kind == "gpus" else folder / f"{name}.toml")
-    return str(values.get("device") or values.get("description") or values.get("source") or "")
+    if kind == "gpus":
+        meta = _toml(folder / name / "meta.toml")
+        return f"{meta.get('device', '')}, {meta.get('memory_gib', '?')} GiB; {meta.get('source', '')}"
+    engine = _toml(folder / f"{name}.toml")
+    return f"{engine.get('engine', '')} {engine.get('version', '')}"
 
 
 def _toml(path: Path) -> dict[str, Any]:
