@@ -55,6 +55,6 @@ class SourceMap:
             self.places.setdefault(key, place)
 
     def locate(self, error: InputError) -> InputError:
-        """The same problems, each with the place of its key, in the order of the file."""
-        problems = [problem.at(self.where(problem.key)) for problem in error.problems]
+        """The same problems, those about a key with its place, in the order of the file."""
+        problems = [problem.at(self.where(problem.key)) if problem.key else problem for problem in error.problems]
         return InputError(sorted(problems, key=lambda problem: _line_and_column(problem.where)))
