@@ -10,6 +10,9 @@ from collections.abc import Callable
 from enum import IntEnum
 
 import simpy
+from simpy import Event
+
+__all__ = ["Event", "Phase", "Timeline"]
 
 _KEY_BITS = 48
 
@@ -24,30 +27,47 @@ class Phase(IntEnum):
 
 
 class Timeline:
-    """Callbacks at integer times. `events` counts those that ran: the cost of a simulation, in events."""
+    """Callbacks at integer times.
+
+    `events` counts those that ran: the cost of a simulation, in events. `last_ns` is the time of the last of them.
+    """
 
     def __init__(self) -> None:
         self._env = simpy.Environment(initial_time=0)
         self.events = 0
+        self.last_ns = 0
 
     @property
     def now_ns(self) -> int:
         """The current time."""
-        return self._env.now  # type: ignore[return-value]  # integers in, integers out
+        return self._env._now  # type: ignore[return-value]  # integers in, integers out
 
-    def at(self, time_ns: int, phase: Phase, key: int, callback: Callable[[], None]) -> None:
-        """Call `callback` at `time_ns` (not before now), in its phase, in order of `key` (0 <= key < 2**48)."""
-        delay_ns = time_ns - self.now_ns
+    def at(self, time_ns: int, phase: Phase, key: int, callback: Callable[[], None]) -> Event:
+        """Call `callback` at `time_ns` (not before now), in its phase, in order of `key` (0 <= key < 2**48).
+
+        Returns the event, for `cancel`.
+        """
+        env = self._env
+        delay_ns = time_ns - env._now
         assert delay_ns >= 0, f"an event in the past: {delay_ns} ns"
-        event = simpy.Event(self._env)
+        event = Event(env)
         event._ok, event._value = True, None
-        event.callbacks.append(lambda _event: callback())
-        priority = (int(phase) << _KEY_BITS) | key
-        self._env.schedule(event, priority, delay_ns)  # type: ignore[arg-type]  # any integer orders
+        event.callbacks.append(lambda _event: self._call(callback))
+        env.schedule(event, (phase << _KEY_BITS) | key, delay_ns)  # type: ignore[arg-type]  # any integer orders
+        return event
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        self.events += 1
+        self.last_ns = self.now_ns
+        callback()
+
+    @staticmethod
+    def cancel(event: Event) -> None:
+        """Let a future event pass without its callback."""
+        event.callbacks.clear()
 
     def run(self) -> None:
         """Run until nothing is left to happen."""
         step, queue = self._env.step, self._env._queue
         while queue:
             step()
-            self.events += 1

@@ -6,10 +6,12 @@ is read where the model would have been asked: when a step's tokens come back.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from ttsim_des.engine.kv_cache import Holding
 
 PromptSegment = tuple[int, int]
 """(owner, end): prompt positions below `end`, from the previous segment's end on, hold text named by `owner`."""
@@ -22,6 +24,20 @@ class Status(Enum):
     RUNNING = "running"
     FINISHED = "finished"
     CANCELLED = "cancelled"
+
+
+class Place(Enum):
+    """How the engine core keeps a running request."""
+
+    ELSEWHERE = 0
+    """Not running, or planned explicitly: the request's own counts are up to date."""
+    PREFILLING = 1
+    """Computing its known tokens, chunk by chunk."""
+    JOINING = 2
+    """Its last known token is being computed; it decodes from the next step on."""
+    DECODING = 3
+    DRAINING = 4
+    """Its last token is in flight: nothing is scheduled for it any more."""
 
 
 @dataclass(slots=True)
@@ -54,9 +70,22 @@ class Request:
     num_computed_tokens: int = 0
     num_output_tokens: int = 0
     num_output_placeholders: int = 0
-    block_ids: list[int] = field(default_factory=list)
-    num_registered_blocks: int = 0
     preemptions: int = 0
+
+    # KV blocks, kept by the cache: held, and of these named (as runs, from the first block on)
+    num_blocks: int = 0
+    num_registered_blocks: int = 0
+    holdings: list[Holding] = field(default_factory=list)
+    growing: bool = False
+
+    # while it decodes with others its state is a function of the step index (engine.core); these are its constants
+    place: Place = Place.ELSEWHERE
+    serial: int = -1
+    is_decoding: bool = False
+    base: int = 0
+    token_zero: int = 0
+    join_step: int = 0
+    last_step: int = 0
 
     # for the records
     queued_ns: int = -1
@@ -82,19 +111,6 @@ class Request:
     def output_owner(self) -> int:
         """The name of this request's own output text: negative, so that it never meets a prompt's owner."""
         return -1 - self.request_id
-
-    def owner_at(self, position: int) -> int:
-        """The owner of the text at `position` (from 0) of prompt + output."""
-        if position >= self.prompt_tokens:
-            return self.output_owner
-        prompt = self.prompt
-        if len(prompt) == 1:
-            return prompt[0][0]
-        return prompt[bisect_right(prompt, position, key=_segment_end)][0]
-
-
-def _segment_end(segment: PromptSegment) -> int:
-    return segment[1]
 
 
 class Scheduled(NamedTuple):

@@ -23,16 +23,6 @@ class Plan:
     entries: list[Scheduled] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens scheduled in the step."""
-        return sum(entry.num_tokens for entry in self.entries)
-
-    @property
-    def is_pure_decode(self) -> bool:
-        """Whether every sequence decodes: such a step can repeat unchanged."""
-        return all(entry.is_decode for entry in self.entries)
-
 
 class Scheduler:
     """Plans steps and keeps the books; it has no clock and never sees a true output length."""
@@ -42,6 +32,7 @@ class Scheduler:
         self.kv = KVCacheManager(config)
         self.running: list[Request] = []
         self.waiting: RequestQueue = QUEUES[config.scheduling_policy]()
+        self._num_admissions = 0
         self.has_finished_unreported = False
         """vLLM schedules once more, empty, after a request has ended, to tell the workers."""
 
@@ -57,19 +48,23 @@ class Scheduler:
         """Plan the next step and count its tokens as computed; blocks are taken and named now."""
         plan = Plan()
         self.has_finished_unreported = False
-        is_lone = len(self.running) + len(self.waiting) == 1
-        threshold = 0 if is_lone else self.config.long_prefill_token_threshold
+        threshold = self.prefill_threshold()
         budget = self._schedule_running(plan, threshold)
         if not plan.preempted:
-            self._schedule_waiting(plan, threshold, budget)
+            self.schedule_waiting(plan, threshold, budget)
         return plan
+
+    def prefill_threshold(self) -> int:
+        """The cap on a chunk of prefill in the next step; 0: none, as when a request is alone."""
+        is_lone = len(self.running) + len(self.waiting) == 1
+        return 0 if is_lone else self.config.long_prefill_token_threshold
 
     def _schedule_running(self, plan: Plan, threshold: int) -> int:
         budget = self.config.max_num_batched_tokens
         index = 0
         while index < len(self.running) and budget > 0:
             request = self.running[index]
-            num_tokens = self._num_wanted_tokens(request, threshold, budget)
+            num_tokens = min(self.num_wanted_tokens(request, threshold), budget)
             if num_tokens == 0:
                 index += 1
                 continue
@@ -78,19 +73,20 @@ class Scheduler:
             index -= freed_before
             if not fits:
                 break
-            plan.entries.append(self._commit(request, num_tokens))
+            plan.entries.append(self.commit(request, num_tokens))
             budget -= num_tokens
             index += 1
         return budget
 
-    def _num_wanted_tokens(self, request: Request, threshold: int, budget: int) -> int:
+    def num_wanted_tokens(self, request: Request, threshold: int) -> int:
+        """Tokens that a running request would compute in the next step if the budget allowed."""
         placeholders, computed = request.num_output_placeholders, request.num_computed_tokens
         if placeholders and computed + 2 - placeholders >= request.prompt_tokens + request.max_tokens:
             return 0  # its last token is certainly in flight
         wanted = request.num_tokens + placeholders - computed
         if 0 < threshold < wanted:
             wanted = threshold
-        return min(wanted, budget, self.config.max_model_len - 1 - computed)
+        return min(wanted, self.config.max_model_len - 1 - computed)
 
     def _make_room(self, request: Request, num_tokens: int, plan: Plan) -> tuple[int, int, bool]:
         """Preempt until `request` can have blocks for `num_tokens` more.
@@ -131,11 +127,12 @@ class Scheduler:
         request.preemptions += 1
         self.waiting.put_back(request)
 
-    def _schedule_waiting(self, plan: Plan, threshold: int, budget: int) -> None:
+    def schedule_waiting(self, plan: Plan, threshold: int, budget: int) -> None:
+        """Admit from the head of the waiting queue while budget, seats and blocks last."""
         while len(self.waiting) and budget > 0 and len(self.running) < self.config.max_num_seqs:
             request = self.waiting.peek()
             hits = self.kv.find_prefix(request)
-            num_cached = len(hits) * self.kv.block_size
+            num_cached = sum(piece.high - piece.low for piece in hits) * self.kv.block_size
             num_tokens = request.num_tokens - num_cached
             if 0 < threshold < num_tokens:
                 num_tokens = threshold
@@ -151,16 +148,18 @@ class Scheduler:
             self.waiting.pop()
             self.kv.admit(request, hits)
             self.running.append(request)
+            request.serial = self._num_admissions
+            self._num_admissions += 1
             request.status = Status.RUNNING
             request.num_computed_tokens = num_cached
             if request.first_hit_tokens < 0:
                 request.first_hit_tokens = request.cached_tokens = num_cached
             else:  # hits beyond what it ever computed itself are saved work too
                 request.cached_tokens += max(0, num_cached - request.high_water_tokens)
-            plan.entries.append(self._commit(request, num_tokens))
+            plan.entries.append(self.commit(request, num_tokens))
             budget -= num_tokens
 
-    def _commit(self, request: Request, num_tokens: int) -> Scheduled:
+    def commit(self, request: Request, num_tokens: int) -> Scheduled:
         computed_before = request.num_computed_tokens
         computed = computed_before + num_tokens
         self.kv.allocate(request, computed)

@@ -63,7 +63,7 @@ def simulate(
     arrivals.begin(client, scenario.workload.arrivals.concurrency or 0)
     timeline.run()
     _check_empty(pool)
-    return Simulated(collect(client.runs, recorders, timeline.now_ns), timeline.events)
+    return Simulated(collect(client.runs, recorders, timeline.last_ns), timeline.events)
 
 
 def _build_pool(
