@@ -1,0 +1,104 @@
+"""One world, three simulators: do leap, step and oracle say the same?"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import oracle
+import product
+import worlds
+
+from ttsim_des.records.tables import QUERIES, REQUESTS
+from ttsim_des.workload.handle import Delay
+
+_STEP_FIELDS = (
+    "replica start_ns duration_ns decode_seqs prefill_seqs prefill_tokens running waiting preempted "
+    "held_blocks cached_blocks in_domain"
+).split()
+FIELDS = {
+    "queries": QUERIES.names,
+    "requests": [name for name in REQUESTS.names if name != "pool"],
+    "steps": _STEP_FIELDS,
+    "gaps": "replica delivered_ns gap_ns seqs".split(),
+}
+# Inside a leap the blocks held and cached are averages, by definition of the table; steps have them exactly.
+_AVERAGED = [_STEP_FIELDS.index("held_blocks"), _STEP_FIELDS.index("cached_blocks")]
+
+
+class Verdict(NamedTuple):
+    """`kind` names the first difference for comparing with others, `text` tells it; empty where all are equal."""
+
+    kind: str
+    text: str
+    counts: dict[str, int]
+
+
+def check(world, *, model=None):
+    """Simulate a world three ways and compare all records.
+
+    `model` replaces the product's step model (for mutations). Raises oracle.Deadlock for worlds that cannot go on.
+    """
+    truth = oracle_run(world)
+    found = {"oracle": truth.facts()}
+    counts = dict(truth.counts)
+    for stepping in ("step", "leap"):
+        try:
+            simulated = product.simulated(world, stepping, model)
+            found[stepping] = product.facts(simulated.tables)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the oracle had none
+            return Verdict(f"{stepping} fails", f"{stepping}: {type(error).__name__}: {error}", counts)
+        counts[f"SimPy events, {stepping}"] = simulated.simpy_events
+        if stepping == "leap":
+            counts["runs of more than one step"] = sum(n > 1 for n in simulated.tables.steps["steps"].to_pylist())
+    for one, other in (("step", "oracle"), ("leap", "oracle")):
+        kind, text = difference(found[one], found[other], one, other, skip=_AVERAGED if one == "leap" else [])
+        if kind:
+            return Verdict(kind, text, counts)
+    return Verdict("", "", counts)
+
+
+def oracle_run(world):
+    """The oracle, having run."""
+
+    def play(query):
+        if world["strategy"]:
+            return oracle.best_of_n(*world["strategy"])(query)
+        asked = world["queries"][query.query_id]
+        return worlds.play_script(asked["script"], asked["answer"], Delay)(query)
+
+    sim = oracle.Sim(world, worlds.step_model(world), play)
+    sim.run()
+    return sim
+
+
+def difference(ours, theirs, one, other, skip):
+    """The first difference between two sets of facts: what differs, and a sentence."""
+    for table, names in FIELDS.items():
+        mine, truth = ours[table], theirs[table]
+        for place, (row, true_row) in enumerate(zip(mine, truth, strict=False)):
+            for column, name in enumerate(names):
+                if row[column] != true_row[column] and not (table == "steps" and column in skip):
+                    kind = f"{one}/{other} {table}.{name}"
+                    text = f"{table}[{place}].{name}: {one} {row[column]}, {other} {true_row[column]}"
+                    return kind, f"{text}\n  {one:6} {named(names, row)}\n  {other:6} {named(names, true_row)}"
+        if len(mine) != len(truth):
+            return f"{one}/{other} {table}", f"{table}: {one} has {len(mine)} rows, {other} {len(truth)}"
+    if ours["end_ns"] != theirs["end_ns"]:
+        return f"{one}/{other} end_ns", f"end_ns: {one} {ours['end_ns']}, {other} {theirs['end_ns']}"
+    return "", ""
+
+
+def named(names, row):
+    return " ".join(f"{name}={value}" for name, value in zip(names, row, strict=True))
+
+
+def shrink(world, kind, tries=600):
+    """A smaller world that shows the same kind of difference."""
+
+    def fails(smaller):
+        try:
+            return check(smaller).kind == kind
+        except Exception:  # noqa: BLE001 -- not a world any more
+            return False
+
+    return worlds.shrink(world, fails, tries)

@@ -1,0 +1,706 @@
+"""A naive simulator of the same worlds: one engine iteration at a time, every quantity recomputed from scratch.
+
+It takes nothing from the product but a step model's `step_ns` and `in_domain` (given to it) and the shape that this is asked about.
+Text is real text here (lists of tokens), a block is an object, the free queue is a list. What a world is:
+worlds.py. The rules are vLLM V1's, as docs/engine.md has them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, namedtuple
+
+from ttsim_des.latency.shape import PrefillChunk, StepShape
+
+STEP_END, NOTICE, REACTION, ARRIVAL, SCHEDULE = range(5)
+"""Order at one instant; NOTICE is a client learning of a result that a step's end brought."""
+
+Entry = namedtuple("Entry", "request new before samples epoch")
+Step = namedtuple("Step", "entries end")
+Join = namedtuple("Join", "samples count")
+Reach = namedtuple("Reach", "sample tokens")
+
+
+class Deadlock(Exception):  # noqa: N818
+    """A world in which nothing can go on; the generator must not make it."""
+
+
+class Block:
+    def __init__(self):
+        self.name = None  # of the text from the start of the sequence to the block's end
+        self.holders = 0
+
+
+class Request:
+    """Engine's and client's view in one; only the engine looks at `stop`, and only when a token comes back."""
+
+    def __init__(self, number, query, index, text, cap, stop, parent):
+        self.number, self.query, self.index, self.parent = number, query, index, parent
+        self.text, self.prompt_tokens = list(text), len(text)
+        self.max_tokens, self.stop, self.priority = cap, stop, 0
+        self.name = f"{index}_{query.number}"
+        self.tell_at = ()
+        self.replica = -1
+        self.status = "waiting"
+        self.is_in_engine = False
+        self.computed = 0
+        self.blocks = []
+        self.preemptions = 0
+        self.arrival = self.queued = self.scheduled = self.first_token = self.last_token = self.finish = -1
+        self.enters = -1
+        self.reason = ""
+        self.touched = set()  # positions computed or hit so far
+        self.hit_tokens = self.computed_tokens = self.recomputed = self.overshoot = 0
+
+    @property
+    def outputs(self):
+        return len(self.text) - self.prompt_tokens
+
+
+class Cache:
+    def __init__(self, config, counts):
+        self.size, self.caching = config["block_size"], config["enable_prefix_caching"]
+        self.unnamed_first = config["free_unhashed_first"]
+        self.free = [Block() for _ in range(config["num_gpu_blocks"] - 1)]
+        self.total = len(self.free)
+        self.named = {}  # name -> blocks, in order of registration
+        self.texts = {}  # (name of the text before, a block's tokens) -> name
+        self.counts = counts
+
+    def names(self, request, tokens):
+        """The names of the full blocks of the first `tokens` tokens: each stands for the whole text so far."""
+        name = None
+        for start in range(0, tokens - tokens % self.size, self.size):
+            text = (name, *request.text[start : start + self.size])
+            name = self.texts.setdefault(text, len(self.texts))
+            yield name
+
+    def hits(self, request):
+        found = []
+        if self.caching:
+            for name in self.names(request, len(request.text) - 1):
+                if not self.named.get(name):
+                    break
+                found.append(self.named[name][0])
+        return found
+
+    def blocks_for(self, tokens):
+        return -(-tokens // self.size)
+
+    def hold(self, request, blocks):
+        for block in blocks:
+            if block.holders == 0:
+                self.free.remove(block)
+                self.counts["hits on freed blocks"] += 1
+            block.holders += 1
+            request.blocks.append(block)
+
+    def grow(self, request, tokens):
+        while len(request.blocks) < self.blocks_for(tokens):
+            block = self.free.pop(0)
+            if block.name is not None:
+                self.named[block.name].remove(block)
+                block.name = None
+                self.counts["cached blocks evicted"] += 1
+            block.holders = 1
+            request.blocks.append(block)
+
+    def register(self, request, tokens):
+        if self.caching and any(block.name is None for block in request.blocks[: tokens // self.size]):
+            for block, name in zip(request.blocks, self.names(request, tokens), strict=False):
+                if block.name is None:
+                    block.name = name
+                    copies = self.named.setdefault(name, [])
+                    self.counts["duplicate blocks"] += bool(copies)
+                    copies.append(block)
+
+    def release(self, request):
+        for block in reversed(request.blocks):
+            block.holders -= 1
+            if block.holders == 0:
+                at_front = block.name is None and self.unnamed_first
+                self.free.insert(0 if at_front else len(self.free), block)
+        request.blocks = []
+
+
+class Engine:
+    """One replica: `loop` is its whole life; it yields (time, phase) to sleep until then, None to sleep until input."""
+
+    def __init__(self, world, index, sim):
+        self.config, self.host = world["engine"], world["host"]
+        self.index, self.sim, self.counts = index, sim, sim.counts
+        self.cache = Cache(self.config, sim.counts)
+        self.depth = 2 if self.config["async_scheduling"] else 1
+        self.running, self.waiting, self.queue, self.inbox = [], [], [], []
+        self.someone_ended = False
+        self.device_free = 0
+        self.step_rows, self.gaps = [], Counter()
+        self.last_shape = None
+        self.asleep = True
+        self.life = self.loop()
+        next(self.life)
+
+    def receive(self, request, is_cancel):
+        now = self.sim.now
+        self.counts["inputs at the instant of a step's end"] += any(step.end == now for step in self.queue)
+        self.counts["inputs while only decoding"] += self.last_shape is not None and bool(self.queue)
+        if is_cancel:
+            self.counts["cancels that came too late"] += request.status in ("finished", "cancelled")
+        self.inbox.append((now, request, is_cancel))
+        if self.asleep:
+            self.asleep = False
+            self.sim.at(now, SCHEDULE, self.index, self.wake)
+
+    def wake(self):
+        asked = next(self.life)
+        if asked is None:
+            self.asleep = True
+        else:
+            self.sim.at(*asked, self.index, self.wake)
+
+    def loop(self):
+        yield None
+        while True:
+            self.drain()
+            now = self.sim.now
+            if self.running or self.waiting or self.someone_ended:
+                entries, preempted = self.schedule()
+                while preempted and not entries and self.depth == 1:
+                    entries, preempted = self.schedule()
+                if entries:
+                    now += self.host[0] + self.host[1] * len(entries)
+                    self.launch(entries, preempted, now)
+                    if len(self.queue) < self.depth:
+                        yield now, SCHEDULE
+                        continue
+                elif self.depth == 2:
+                    self.queue.append(Step([], 0))
+                    self.counts["empty steps"] += 1
+                if not entries and self.waiting and not self.running and not any(step.entries for step in self.queue):
+                    if not preempted:
+                        raise Deadlock
+            if not self.queue:
+                yield None
+                continue
+            self.counts["steps bound by the host"] += self.queue[0].end < now and bool(self.queue[0].entries)
+            yield max(now, self.queue[0].end), STEP_END
+            self.act_on_cancels()
+            step = self.queue.pop(0)
+            told = self.sim.now + self.host[2] + self.host[3] * len(step.entries)
+            self.update(step.entries, told)
+            yield told, SCHEDULE
+
+    # ---- inputs ----
+
+    def drain(self):
+        for _, request, is_cancel in self.inbox:
+            if not is_cancel:
+                request.queued = self.sim.now
+                request.is_in_engine = True
+                self.waiting.append(request)
+            elif request.is_in_engine:
+                self.counts["cancels between steps"] += 1
+                self.end(request, "cancelled")
+        self.inbox = []
+
+    def act_on_cancels(self):
+        for time, request, is_cancel in self.inbox:
+            if is_cancel and time < self.sim.now and request.is_in_engine:
+                self.counts["cancels at a step's end"] += 1
+                self.counts["cancels with work queued"] += any(
+                    entry.request is request for step in self.queue[1:] for entry in step.entries
+                )
+                self.end(request, "cancelled")
+
+    def end(self, request, status):
+        self.counts[f"{status} while waiting"] += request in self.waiting
+        (self.running if request in self.running else self.waiting).remove(request)
+        self.cache.release(request)
+        request.status, request.finish, request.is_in_engine = status, self.sim.now, False
+        self.someone_ended = True
+
+    # ---- schedule ----
+
+    def in_flight(self, request):
+        """Tokens that are on their way to this request."""
+        if not request.max_tokens:
+            return 0
+        return sum(
+            entry.request is request and entry.samples and entry.epoch == request.preemptions
+            for step in self.queue
+            for entry in step.entries
+        )
+
+    def schedule(self):
+        config, cache = self.config, self.cache
+        self.someone_ended = False
+        entries, preempted = [], []
+        budget, threshold = config["max_num_batched_tokens"], config["long_prefill_token_threshold"]
+        if len(self.running) + len(self.waiting) == 1:
+            threshold = 0
+        place = 0
+        while place < len(self.running) and budget:
+            request = self.running[place]
+            coming = self.in_flight(request)
+            if coming and request.computed + 2 - coming >= request.prompt_tokens + request.max_tokens:
+                place += 1  # its last token is in flight
+                continue
+            new = len(request.text) + coming - request.computed
+            new = min(new, threshold or new, budget, config["max_model_len"] - 1 - request.computed)
+            if new == 0:
+                place += 1
+                continue
+            while cache.blocks_for(request.computed + new) - len(request.blocks) > len(cache.free):
+                victim = self.victim()
+                preempted.append(victim)
+                self.counts["preemptions"] += 1
+                self.counts["preemptions of oneself"] += victim is request
+                for entry in entries:
+                    if entry.request is victim:  # its tokens go back; blocks that it named keep their names
+                        self.counts["victims scheduled in the same step"] += 1
+                        victim.computed = entry.before
+                        budget += entry.new
+                        place -= 1
+                entries = [entry for entry in entries if entry.request is not victim]
+                self.preempt(victim)
+                if victim is request:
+                    break
+            if request in preempted:
+                break
+            entries.append(self.compute(request, new))
+            budget -= new
+            place += 1
+        if not preempted:
+            self.admit(entries, budget, threshold)
+        else:
+            self.counts["steps that preempt and leave somebody waiting beside"] += len(self.waiting) > len(preempted)
+        self.count_positions(entries)
+        return entries, preempted
+
+    def victim(self):
+        if self.config["scheduling_policy"] == "fcfs":
+            return self.running[-1]
+        worst = self.running[0]
+        for request in self.running:
+            if (request.priority, request.arrival) > (worst.priority, worst.arrival):
+                worst = request
+        return worst
+
+    def preempt(self, victim):
+        self.running.remove(victim)
+        self.cache.release(victim)
+        victim.computed = 0
+        victim.preemptions += 1
+        self.waiting.insert(0, victim)
+
+    def next_waiting(self):
+        if self.config["scheduling_policy"] == "fcfs":
+            return self.waiting[0]
+        return min(self.waiting, key=lambda request: (request.priority, request.arrival, request.name))
+
+    def admit(self, entries, budget, threshold):
+        config, cache = self.config, self.cache
+        while self.waiting and budget and len(self.running) < config["max_num_seqs"]:
+            request = self.next_waiting()
+            hits = cache.hits(request)
+            cached = len(hits) * cache.size
+            new = len(request.text) - cached
+            new = min(new, threshold or new)
+            if new > budget and not config["enable_chunked_prefill"]:
+                return
+            new = min(new, budget)
+            in_free_queue = sum(block.holders == 0 for block in hits)
+            room = len(cache.free) - in_free_queue
+            spare = config["watermark_blocks"] if self.running else 0
+            chunk_needs = cache.blocks_for(cached + new) - len(hits)
+            all_needs = cache.blocks_for(len(request.text)) - len(hits)
+            needs = all_needs if config["scheduler_reserve_full_isl"] else chunk_needs
+            if needs + spare > room:
+                self.counts["refusals for lack of blocks"] += 1
+                self.counts["refusals although the chunk fits"] += chunk_needs + spare <= room
+                self.counts["refusals by the watermark alone"] += needs <= room
+                return
+            self.waiting.remove(request)
+            self.running.append(request)
+            cache.hold(request, hits)
+            request.computed = cached
+            self.counts["resumed"] += request.preemptions > 0
+            self.counts["resumed with hits"] += request.preemptions > 0 and cached > 0
+            self.counts["admissions with hits"] += cached > 0
+            before = len(request.touched)
+            request.touched |= set(range(cached))
+            request.hit_tokens += len(request.touched) - before
+            self.counts["chunked prompts"] += cached + new < len(request.text)
+            entries.append(self.compute(request, new))
+            budget -= new
+
+    def compute(self, request, new):
+        before = request.computed
+        request.computed += new
+        self.cache.grow(request, request.computed)
+        self.cache.register(request, min(request.computed, len(request.text)))
+        samples = request.computed == len(request.text) + self.in_flight(request)
+        return Entry(request, new, before, samples, request.preemptions)
+
+    def count_positions(self, entries):
+        for entry in entries:
+            request = entry.request
+            positions = set(range(entry.before, entry.before + entry.new))
+            request.computed_tokens += entry.new
+            request.recomputed += len(positions & request.touched)
+            request.touched |= positions
+
+    # ---- device and results ----
+
+    def launch(self, entries, preempted, ready):
+        contexts, chunks = [], []
+        for entry in entries:
+            if entry.new == 1 and entry.before >= entry.request.prompt_tokens:
+                contexts.append(entry.before + 1)
+            else:
+                chunks.append(PrefillChunk(entry.new, entry.before))
+        rows = sum(entry.samples for entry in entries)
+        shape = StepShape(len(contexts), sum(contexts), max(contexts, default=0), tuple(chunks), rows)
+        start = max(ready, self.device_free)
+        end = self.device_free = start + self.sim.step_ns(shape)
+        for entry in entries:
+            if entry.request.scheduled < 0:
+                entry.request.scheduled = start
+        self.queue.append(Step(entries, end))
+        free = self.cache.free
+        self.step_rows.append(
+            (
+                start,
+                end - start,
+                len(contexts),
+                len(chunks),
+                sum(chunk.new for chunk in chunks),
+                len(self.running),
+                len(self.waiting),
+                len(preempted),
+                self.cache.total - len(free),
+                sum(block.name is not None for block in free),
+                self.sim.in_domain(shape),
+            )
+        )
+        self.last_shape = shape if not chunks else None
+        self.counts["steps"] += 1
+        self.counts["tokens"] += sum(entry.new for entry in entries)
+
+    def update(self, entries, told):
+        now = self.sim.now
+        for request, _, _, samples, epoch in entries:
+            if not samples or request.status in ("finished", "cancelled"):
+                continue
+            is_stale = epoch != request.preemptions
+            self.counts["stale tokens delivered"] += is_stale
+            if request.max_tokens:
+                request.text.append((-1 - request.number, request.outputs))
+                if request.first_token < 0:
+                    request.first_token = now
+                else:
+                    self.gaps[now, now - request.last_token] += 1
+                request.last_token = now
+                if self.depth == 2 and not is_stale:
+                    self.cache.register(request, request.computed - self.in_flight(request))
+            elif is_stale:
+                continue
+            if request.outputs in request.tell_at:
+                self.counts["milestones"] += 1
+                self.sim.at(told, NOTICE, 0, lambda r=request, n=request.outputs: self.sim.on_tokens(r, n))
+            self.end_if_done(request, told)
+
+    def end_if_done(self, request, told):
+        is_stopped = request.outputs >= request.stop
+        is_capped = request.outputs >= request.max_tokens
+        is_full = len(request.text) >= self.config["max_model_len"]
+        if not (is_stopped or is_capped or is_full):
+            return
+        request.reason = "stop" if is_stopped else "length"
+        self.counts["scores"] += request.max_tokens == 0
+        self.counts["ended by max_model_len"] += is_full and not is_stopped and not is_capped
+        useful = request.prompt_tokens + max(0, request.outputs - 1)
+        request.overshoot = max(0, request.computed - useful)
+        self.counts["overshoot tokens"] += request.overshoot
+        self.end(request, "finished")
+        self.sim.at(told, NOTICE, 0, lambda: self.sim.on_finish(request))
+
+
+class Query:
+    """A client's question and the process that answers it; also the handle that the process holds."""
+
+    def __init__(self, number, prompt, outputs, sim):
+        self.number, self.prompt, self.outputs, self.sim = number, prompt, outputs, sim
+        self.query_id = number
+        self.samples, self.outbox, self.cancels = [], [], []
+        self.wait = None
+        self.done = []
+        self.arrival, self.finish = sim.now, -1
+        self.answer = self.straggler = None
+
+    def spawn(self, *, parent=None, tell_at=()):
+        text = self.prompt if parent is None else parent.request.text
+        request = self.sim.make_request(self, text, parent and parent.request)
+        request.tell_at = tuple(sorted(set(tell_at)))
+        sample = Sample(request)
+        self.samples.append(sample)
+        self.outbox.append(sample)
+        return sample
+
+    def cancel(self, samples):
+        self.cancels += [sample for sample in samples if not sample.is_done]
+
+    def join(self, samples, count=None):
+        return Join(tuple(samples), len(samples) if count is None else count)
+
+    def reach(self, sample, tokens):
+        return Reach(sample, tokens)
+
+
+class Sample:
+    def __init__(self, request):
+        self.request = request
+        request.sample = self
+        self.done_at = -1
+        self.told_tokens = 0
+
+    @property
+    def is_done(self):
+        return self.done_at >= 0
+
+
+class Sim:
+    """Clients, front ends, router and the event list."""
+
+    def __init__(self, world, model, play):
+        self.world, self.play = world, play
+        self.step_ns, self.in_domain = model.step_ns, model.in_domain
+        self.counts = Counter()
+        self.now, self.events, self.pushed = 0, [], 0
+        self.requests, self.queries = [], []
+        self.replicas = world["replicas"]
+        self.engines = [Engine(world, index, self) for index in range(self.replicas)]
+        self.server_free = [0] * self.replicas
+        self.turn = 0
+        self.not_started = list(enumerate(world["queries"]))
+
+    def at(self, time, phase, key, action):
+        self.pushed += 1
+        heapq.heappush(self.events, (time, phase, key, self.pushed, action))
+
+    def run(self):
+        is_closed = self.world["concurrency"] is not None
+        for number, query in enumerate(self.world["queries"][: self.world["concurrency"]]):
+            self.start_at(0 if is_closed else query["arrival_ns"], number)
+        while self.events:
+            self.now, _, _, _, action = heapq.heappop(self.events)
+            action()
+        assert all(request.finish >= 0 for request in self.requests)
+        assert all(len(engine.cache.free) == engine.cache.total for engine in self.engines)
+
+    # ---- clients ----
+
+    def start_at(self, time, number):
+        self.not_started = [(other, query) for other, query in self.not_started if other != number]
+        self.at(time, REACTION, number, lambda: self.start(number))
+
+    def start(self, number):
+        asked = self.world["queries"][number]
+        prompt, start = [], 0
+        for owner, end in asked["prompt"]:
+            prompt += [(owner, position) for position in range(start, end)]
+            start = end
+        query = Query(number, prompt, asked["outputs"], self)
+        query.process = self.play(query)
+        self.queries.append(query)
+        self.resume(query, None, 0)
+
+    def make_request(self, query, text, parent):
+        index = len(query.samples)
+        stop = query.outputs[index % len(query.outputs)]
+        request = Request(len(self.requests), query, index, text, self.world["max_tokens"], stop, parent)
+        self.requests.append(request)
+        return request
+
+    def resume(self, query, result, turnaround):
+        query.wait = None
+        answer, wait = None, None
+        try:
+            wait = next(query.process) if result is None else query.process.send(result)
+        except StopIteration as stop:
+            answer, query.finish = stop.value, self.now
+        leaves = self.now + turnaround
+        for sample in query.outbox:
+            sample.request.arrival = leaves
+            self.at(leaves, ARRIVAL, sample.request.number, lambda sample=sample: self.send(sample.request))
+        for sample in query.cancels:
+            self.at(leaves, ARRIVAL, sample.request.number, lambda sample=sample: self.cancel(sample))
+        query.outbox, query.cancels = [], []
+        if wait is None:
+            query.answer = answer
+            if self.world["concurrency"] is not None and self.not_started:
+                self.start_at(self.now + self.world["turnaround_ns"], self.not_started[0][0])
+            return
+        query.wait = wait
+        self.go_on_if_met(query)
+
+    def go_on_if_met(self, query, trigger=None):
+        """Let a query react, at this very instant, once what it waits for has happened."""
+        wait = query.wait
+        if isinstance(wait, Join):
+            result = [sample for sample in query.done if sample in wait.samples]
+            is_met = len(result) >= wait.count
+            if is_met and trigger is not None:
+                query.straggler = trigger
+        elif isinstance(wait, Reach):
+            result = [wait.sample]
+            is_met = wait.sample.is_done or wait.sample.told_tokens >= wait.tokens
+        elif wait is not None:
+            result = []
+            query.wait = None
+            self.at(self.now + wait.delay_ns, REACTION, query.number, lambda: self.react(query, result))
+            return
+        if wait is not None and is_met:
+            query.wait = None
+            self.at(self.now, REACTION, query.number, lambda: self.react(query, result))
+
+    def react(self, query, result):
+        self.resume(query, result, self.world["turnaround_ns"])
+
+    def on_finish(self, request):
+        sample = request.sample
+        if not sample.is_done:  # else it was given up
+            sample.done_at = self.now
+            request.query.done.append(sample)
+            self.go_on_if_met(request.query, sample)
+
+    def on_tokens(self, request, tokens):
+        request.sample.told_tokens = max(request.sample.told_tokens, tokens)
+        self.go_on_if_met(request.query)
+
+    # ---- from client to engine ----
+
+    def send(self, request):
+        chosen = request.replica = self.route(request.query.number)
+        ingest = self.world["host"][4]
+        if not ingest:
+            request.enters = self.now
+            self.engines[chosen].receive(request, is_cancel=False)
+            return
+        request.enters = self.server_free[chosen] = max(self.now, self.server_free[chosen]) + ingest
+        enter = lambda: self.engines[chosen].receive(request, is_cancel=False)  # noqa: E731
+        self.at(request.enters, ARRIVAL, request.number, enter)
+
+    def cancel(self, sample):
+        request = sample.request
+        # Behind the request itself, where that is still entering, at the same instant too.
+        if request.enters >= self.now and request.queued < 0:
+            self.counts["cancels of what was still entering"] += request.enters > self.now
+            forward = lambda: self.engines[request.replica].receive(request, is_cancel=True)  # noqa: E731
+            self.at(request.enters, ARRIVAL, request.number, forward)
+        else:
+            self.engines[request.replica].receive(request, is_cancel=True)
+        self.on_finish(request)
+
+    def load(self, replica):
+        return sum(request.replica == replica and request.finish < 0 for request in self.requests)
+
+    def route(self, query):
+        count, loads = self.replicas, [self.load(replica) for replica in range(self.replicas)]
+        if count == 1:
+            return 0
+        least = loads.index(min(loads))
+        if self.world["router"] == "least_loaded":
+            return least
+        if self.world["router"] == "query_affinity":
+            home = (hash_of(query) * count) >> 64
+            return least if loads[home] > ceil_mean(loads) else home
+        self.turn += 1
+        return (self.turn - 1) % count
+
+    # ---- what is left ----
+
+    def facts(self):
+        """Everything that the product's record tables say, in plain tuples (order as in the tables)."""
+        return {
+            "queries": [self.query_fact(query) for query in sorted(self.queries, key=lambda query: query.number)],
+            "requests": [request_fact(request) for request in self.requests],
+            "steps": [(engine.index, *row) for engine in self.engines for row in engine.step_rows],
+            "gaps": sorted((engine.index, *gap, n) for engine in self.engines for gap, n in engine.gaps.items()),
+            "end_ns": self.now,
+        }
+
+    def query_fact(self, query):
+        requests = [sample.request for sample in query.samples]
+        firsts = [request.first_token for request in requests if request.first_token >= 0]
+        is_answered = query.finish >= 0
+        wasted = sum(
+            request.outputs
+            for request in requests
+            if request.status == "cancelled" or (is_answered and request.sample.done_at > query.finish)
+        )
+        return (
+            query.number,
+            query.arrival,
+            min(firsts, default=-1),
+            query.finish,
+            "finished" if is_answered else "open",
+            len(requests),
+            requests[0].prompt_tokens,
+            sum(request.outputs for request in requests),
+            wasted,
+            query.answer.request.number if query.answer else -1,
+            query.straggler.request.number if query.straggler else -1,
+        )
+
+
+def request_fact(request):
+    return (
+        request.number,
+        request.query.number,
+        request.index,
+        request.parent.number if request.parent else -1,
+        request.replica,
+        request.priority,
+        request.arrival,
+        request.queued,
+        request.scheduled,
+        request.first_token,
+        request.finish,
+        request.status,
+        request.reason,
+        request.prompt_tokens,
+        request.hit_tokens,
+        request.max_tokens,
+        request.outputs,
+        request.computed_tokens,
+        request.recomputed,
+        request.overshoot,
+        request.preemptions,
+    )
+
+
+def ceil_mean(loads):
+    """1.25 x the mean load, rounded up: what a home may have before requests go elsewhere."""
+    return -(-5 * sum(loads) // (4 * len(loads)))
+
+
+def hash_of(number):
+    """The finaliser of SplitMix64."""
+    mask = (1 << 64) - 1
+    z = (number + 0x9E3779B97F4A7C15) & mask
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & mask
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
+    return z ^ (z >> 31)
+
+
+def best_of_n(samples, first):
+    """A best-of-N client (N = 1: a single sample)."""
+
+    def play(query):
+        spawned = [query.spawn() for _ in range(samples)]
+        finished = yield query.join(spawned, first)
+        query.cancel(spawned)
+        return finished[0] if len(finished) == 1 else None
+
+    return play
