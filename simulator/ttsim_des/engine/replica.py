@@ -296,7 +296,7 @@ class Replica:
             self._recorder.steps(row, start_ns, period, duration)
             start_ns += series_sum(*period)
             # On average: which blocks of the free queue are taken within a leap, nobody looks at.
-            taken = period.steps * row.decode_seqs // self._block_size
+            taken = min(free_blocks, period.steps * row.decode_seqs // self._block_size)
             free_blocks -= taken
             cached_blocks = max(0, min(row.cached_blocks, free_blocks))
             row = row._replace(held_blocks=row.held_blocks + taken, cached_blocks=cached_blocks)
