@@ -1,10 +1,10 @@
 """The Python interface: load a scenario, run it, read the result.
 
-    from ttsim_des import load, run
+from ttsim_des import load, run
 
-    result = run(load("best-of-n", ["workload.strategy.samples=4"]))
-    print(result.summary["query"]["latency_s"]["p95"])
-    result.save("runs/four-samples")
+result = run(load("best-of-n", ["workload.strategy.samples=4"]))
+print(result.summary["query"]["latency_s"]["p95"])
+result.save("runs/four-samples")
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ttsim_des.scenario.load import LoadedScenario, load_scenario
 from ttsim_des.scenario.schema import Scenario, TableTokens
 from ttsim_des.simulation.run import simulate
 from ttsim_des.workload.arrivals import arrival_times_ns
+from ttsim_des.workload.columns import locate_file
 from ttsim_des.workload.expected import check_limits, expected_work
 from ttsim_des.workload.queries import QuerySource
 
@@ -63,12 +64,14 @@ class Result:
     @cached_property
     def queries(self) -> pd.DataFrame:
         """One row per query."""
-        return self.tables.queries.to_pandas()
+        frame: pd.DataFrame = self.tables.queries.to_pandas()
+        return frame
 
     @cached_property
     def requests(self) -> pd.DataFrame:
         """One row per request."""
-        return self.tables.requests.to_pandas()
+        frame: pd.DataFrame = self.tables.requests.to_pandas()
+        return frame
 
     def check_laws(self) -> list[str]:
         """The laws that this run breaks, as text; an empty list is a sound run."""
@@ -180,9 +183,9 @@ def _inputs(loaded: LoadedScenario) -> dict[str, Path]:
     }
     for name, tokens in (("prompt", workload.prompt), ("output", workload.output)):
         if isinstance(tokens, TableTokens):
-            inputs[name] = loaded.base_dir / tokens.file
+            inputs[name] = locate_file(tokens.file, loaded.base_dir, f"workload.{name}.file")
     if workload.arrivals.file is not None:
-        inputs["trace"] = loaded.base_dir / workload.arrivals.file
+        inputs["trace"] = locate_file(workload.arrivals.file, loaded.base_dir, "workload.arrivals.file")
     if loaded.path is not None:
         inputs["scenario"] = loaded.path
     return inputs

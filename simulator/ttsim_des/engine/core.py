@@ -2,9 +2,9 @@
 
 Steps are numbered as they are launched. A sequence that decodes is not touched from step to step: the k-th of its
 tokens comes back with step `token_zero + k`, its context in step e is `base + e`, and heaps know in which step it ends.
-Only those that join, leave or prefill are looked at (the *implicit* plan). When tokens or blocks do not suffice for all,
-everything is made explicit and `Scheduler.schedule` decides request by request; the next step tries to go
-back. Both give the same steps.
+Only those that join, leave or prefill are looked at (the *implicit* plan). When tokens or blocks do not suffice for
+all, everything is made explicit and `Scheduler.schedule` decides request by request; the next step tries to go back.
+Both give the same steps.
 """
 
 from __future__ import annotations

@@ -81,14 +81,14 @@ class KVCacheManager:
         hits: list[Piece] = []
         if not self._caching:
             return hits
-        for owner, low, high in self._named_blocks(request, 0, (request.num_tokens - 1) // self.block_size):
-            extents = self._extents.get(owner)
-            while low < high:
-                piece = _oldest_copy(extents, low, high) if extents else None
+        for owner, first, end in self._named_blocks(request, 0, (request.num_tokens - 1) // self.block_size):
+            copies, index = self._extents.get(owner), first
+            while index < end:
+                piece = _oldest_copy(copies, index, end) if copies else None
                 if piece is None:
                     return hits
                 hits.append(piece)
-                low = piece.high
+                index = piece.high
         return hits
 
     def can_admit(self, request: Request, hits: list[Piece], num_tokens: int, spare_blocks: int) -> bool:
@@ -108,9 +108,8 @@ class KVCacheManager:
     def admit(self, request: Request, hits: list[Piece]) -> None:
         """Give `request`, which holds nothing, a reference to each cached block of its prefix."""
         assert not request.num_blocks
-        for extent, low, high in hits:
-            if low > extent.low:
-                extent = self._split(extent, low)
+        for piece, low, high in hits:
+            extent = self._split(piece, low) if low > piece.low else piece
             if high < extent.high:
                 self._split(extent, high)
             if not extent.refs:

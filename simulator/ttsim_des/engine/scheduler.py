@@ -160,6 +160,7 @@ class Scheduler:
             budget -= num_tokens
 
     def commit(self, request: Request, num_tokens: int) -> Scheduled:
+        """Count `num_tokens` more tokens of `request` as computed; takes their blocks and names those filled."""
         computed_before = request.num_computed_tokens
         computed = computed_before + num_tokens
         self.kv.allocate(request, computed)

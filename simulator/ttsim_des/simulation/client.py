@@ -126,7 +126,7 @@ class Client:
                 self._wake(run, [wait.sample], now_ns)
         else:
             run.waited = frozenset(wait.samples)
-            run.missing = wait.count - sum(sample.is_done for sample in wait.samples)
+            run.missing = wait.needed - sum(sample.is_done for sample in wait.samples)
             if run.missing <= 0:
                 self._wake(run, self._done_of(run), now_ns)
 

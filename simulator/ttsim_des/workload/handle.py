@@ -48,10 +48,10 @@ class Sample:
 
 
 class Join(NamedTuple):
-    """Wait until `count` of the samples are done; the strategy is sent those that are, in order of finishing."""
+    """Wait until `needed` of the samples are done; the strategy is sent those that are, in order of finishing."""
 
     samples: tuple[Sample, ...]
-    count: int
+    needed: int
 
 
 class Delay(NamedTuple):
@@ -82,9 +82,7 @@ class Query:
     outbox: list[Sample] = field(default_factory=list)
     cancels: list[Sample] = field(default_factory=list)
 
-    def spawn(
-        self, *, pool: str = "generator", parent: Sample | None = None, tell_at: Iterable[int] = ()
-    ) -> Sample:
+    def spawn(self, *, pool: str = "generator", parent: Sample | None = None, tell_at: Iterable[int] = ()) -> Sample:
         """Ask for one more sample of the query's prompt, or of a finished `parent`'s whole text.
 
         `tell_at`: token counts at which the client is told of the sample's progress (for `reach`).
