@@ -226,10 +226,10 @@ class Replay:
         self.requests[row["id"]] = request
         every_token = range(1, row["output_tokens_req"] + 1) if self.stepping == "step" else ()
         outcome = Outcome(row["output_tokens_req"], list(every_token))
-        self.timeline.at(arrival_ns, Phase.ARRIVAL, row["id"], lambda: self.replica.submit(request, outcome))
+        self.timeline.at(arrival_ns, Phase.ARRIVAL, row["id"], lambda _: self.replica.submit(request, outcome))
         if row.get("cancel_s") is not None:
             cancel_ns = s_to_ns(row["cancel_s"])
-            self.timeline.at(cancel_ns, Phase.ARRIVAL, row["id"], lambda: self.replica.cancel(request))
+            self.timeline.at(cancel_ns, Phase.ARRIVAL, row["id"], lambda _: self.replica.cancel(request))
 
     def _prompt(self, row: dict[str, Any]) -> tuple[PromptSegment, ...]:
         if row["parent"] is not None:
@@ -265,7 +265,7 @@ class Replay:
             for sibling in self.recording.requests:
                 if sibling["group"] == group and sibling["id"] != row["id"]:
                     other = self.requests[sibling["id"]]
-                    cancel = lambda other=other: self.replica.cancel(other)  # noqa: E731
+                    cancel = lambda _, other=other: self.replica.cancel(other)  # noqa: E731
                     self.timeline.at(due_ns, Phase.ARRIVAL, sibling["id"], cancel)
 
     # ---- comparing ----

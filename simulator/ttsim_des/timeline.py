@@ -28,22 +28,18 @@ class Phase(IntEnum):
 
 
 class Timeline:
-    """Callbacks at integer times.
-
-    `events` counts those that ran: the cost of a simulation, in events. `last_ns` is the time of the last of them.
-    """
+    """Callbacks at integer times. `events` counts those taken from SimPy: the cost of a simulation."""
 
     def __init__(self) -> None:
         self._env = simpy.Environment(initial_time=0)
         self.events = 0
-        self.last_ns = 0
 
     @property
     def now_ns(self) -> int:
         """The current time."""
         return self._env._now  # type: ignore[return-value]  # integers in, integers out
 
-    def at(self, time_ns: int, phase: Phase, key: int, callback: Callable[[], None]) -> Event:
+    def at(self, time_ns: int, phase: Phase, key: int, callback: Callable[[Event], None]) -> Event:
         """Call `callback` at `time_ns` (not before now), in its phase, in order of `key` (0 <= key < 2**48).
 
         Returns the event, for `cancel`.
@@ -53,19 +49,19 @@ class Timeline:
         assert delay_ns >= 0, f"an event in the past: {delay_ns} ns"
         event = Event(env)
         event._ok, event._value = True, None
-        event.callbacks.append(lambda _event: self._call(callback))
-        env.schedule(event, (phase << _KEY_BITS) | key, delay_ns)  # type: ignore[arg-type]  # any integer orders
+        event.callbacks.append(callback)
+        env.schedule(event, phase << _KEY_BITS | key, delay_ns)  # type: ignore[arg-type]  # any integer orders
         return event
-
-    def _call(self, callback: Callable[[], None]) -> None:
-        self.events += 1
-        self.last_ns = self.now_ns
-        callback()
 
     @staticmethod
     def cancel(event: Event) -> None:
         """Let a future event pass without its callback."""
         event.callbacks.clear()
+
+    def is_quiet_until(self, time_ns: int) -> bool:
+        """Whether nothing is to happen up to and including `time_ns`, so that what would, may as well be done now."""
+        queue = self._env._queue
+        return not queue or queue[0][0] > time_ns
 
     def run(self) -> None:
         """Run until nothing is left to happen.
@@ -79,6 +75,7 @@ class Timeline:
         try:
             while queue:
                 step()
+                self.events += 1
         finally:
             if was_enabled:
                 gc.enable()

@@ -79,6 +79,7 @@ class Replica:
         """When the steps in flight end on the device; 0 for empty ones, which cost host time only."""
         self._device_free_ns = 0
         self._idle = True
+        self.idle_since_ns = 0
         self._leap: Leap | None = None
         self._leap_end: Event | None = None
 
@@ -109,12 +110,23 @@ class Replica:
 
     # ---- the loop ----
 
-    def _at(self, time_ns: int, phase: Phase, callback: Callable[[], None]) -> Event:
+    def _at(self, time_ns: int, phase: Phase, callback: Callable[[Event], None]) -> Event:
         return self._timeline.at(time_ns, phase, self.index, callback)
 
-    def _on_schedule(self) -> None:
-        now_ns = self._timeline.now_ns
-        self._drain(now_ns)
+    def _on_schedule(self, _event: Event) -> None:
+        self._schedule(self._timeline.now_ns)
+
+    def _schedule_at(self, time_ns: int) -> None:
+        """Schedule once the host is ready; at once when nothing can happen until then."""
+        if self._timeline.is_quiet_until(time_ns):
+            self._schedule(time_ns)
+        else:
+            self._at(time_ns, Phase.SCHEDULE, self._on_schedule)
+
+    def _schedule(self, now_ns: int) -> None:
+        """Look at the inputs, plan a step and launch it; then wait for the oldest step in flight."""
+        if self._inbox:
+            self._drain(now_ns)
         if self.scheduler.has_requests():
             plan = self._plan(now_ns)
             while plan.preempted and not self.core.num_seqs(plan) and self._depth == 1:  # all were victims: once more
@@ -122,7 +134,7 @@ class Replica:
             if self.core.num_seqs(plan):
                 now_ns += self._launch(plan, now_ns)
                 if len(self._ends_ns) < self._depth:
-                    self._at(now_ns, Phase.SCHEDULE, self._on_schedule)
+                    self._schedule_at(now_ns)
                     return
                 if self._leap is not None:
                     self._await_leap(self._leap)
@@ -136,6 +148,7 @@ class Replica:
             self._at(max(now_ns, self._ends_ns[0]), Phase.STEP_END, self._on_step_end)
             return
         self._idle = True
+        self.idle_since_ns = now_ns
 
     def _plan(self, now_ns: int) -> Plan:
         plan = self.core.plan()
@@ -174,12 +187,16 @@ class Replica:
             self._on_plan(written_out, start_ns, self._device_free_ns)
         return host_ns
 
-    def _on_step_end(self) -> None:
+    def _on_step_end(self, _event: Event) -> None:
         self._finish_step(self._timeline.now_ns)
 
     def _finish_step(self, now_ns: int) -> None:
-        """The oldest step in flight is back: cancels first, then its tokens; then the next schedule."""
-        self._take_cancels(now_ns)
+        self._schedule_at(self._handle_results(now_ns))
+
+    def _handle_results(self, now_ns: int) -> int:
+        """The oldest step in flight is back: cancels first, then its tokens; returns when the host is ready again."""
+        if self._inbox:
+            self._take_cancels(now_ns)
         self._ends_ns.popleft()
         update_ns = self._host.update_ns(self.core.in_flight[0].num_seqs)
         delivery = self.core.deliver(now_ns)
@@ -190,7 +207,7 @@ class Replica:
         for request in delivery.finished:
             request.finish_ns = now_ns
             self._listener.on_finish(request, now_ns + update_ns)
-        self._at(now_ns + update_ns, Phase.SCHEDULE, self._on_schedule)
+        return now_ns + update_ns
 
     def _drain(self, now_ns: int) -> None:
         for _, request, outcome in self._inbox:
@@ -244,14 +261,15 @@ class Replica:
         if leap.pop_ns(pops - 1) >= now_ns:
             self._await_leap(leap)
         else:  # its tokens are back already and are being handled; nothing can have finished with them
-            self._end_leap(leap)
+            ready_ns = self._handle_results(self._end_leap(leap))
+            self._at(ready_ns, Phase.SCHEDULE, self._on_schedule)  # more inputs may come at this instant
 
-    def _on_leap_end(self) -> None:
+    def _on_leap_end(self, _event: Event) -> None:
         assert self._leap is not None
-        self._end_leap(self._leap)
+        self._finish_step(self._end_leap(self._leap))
 
-    def _end_leap(self, leap: Leap) -> None:
-        """Catch up with all pops of the leap but the last, then handle that one like any other."""
+    def _end_leap(self, leap: Leap) -> int:
+        """Catch up with all pops of the leap but the last; returns when that one is, to be handled like any other."""
         self._leap = None
         self._record_leap(leap)
         extra = leap.pops - 1
@@ -265,7 +283,7 @@ class Replica:
                 self._ends_ns[-1] = self._device_free_ns
             else:
                 self._device_free_ns = last_pop_ns
-        self._finish_step(last_pop_ns)
+        return last_pop_ns
 
     # ---- records ----
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ttsim_des.engine.request import Outcome, Request
 from ttsim_des.scenario.schema import Workload
 from ttsim_des.simulation.pool import Pool
-from ttsim_des.timeline import Phase, Timeline
+from ttsim_des.timeline import Event, Phase, Timeline
 from ttsim_des.workload.handle import Delay, Join, Query, Reach, Sample, Strategy, Wait
 from ttsim_des.workload.queries import QuerySource
 
@@ -104,7 +104,7 @@ class Client:
     def _wake(self, run: QueryRun, result: list[Sample], time_ns: int) -> None:
         run.waits_for = None
         key = run.query.query_id
-        self._timeline.at(time_ns, Phase.REACTION, key, lambda: self._resume(run, result, self._turnaround_ns))
+        self._timeline.at(time_ns, Phase.REACTION, key, lambda _: self._resume(run, result, self._turnaround_ns))
 
     def _resume(self, run: QueryRun, result: list[Sample] | None, turnaround_ns: int) -> None:
         """Let the strategy go on until it waits for something that has not happened yet, or answers."""
@@ -132,20 +132,23 @@ class Client:
 
     def _flush(self, query: Query, leaves_ns: int) -> None:
         """Send what the strategy spawned and cancelled."""
-        for sample in query.outbox:
-            sample.request.arrival_ns = leaves_ns
-            key = sample.request.request_id
-            self._timeline.at(leaves_ns, Phase.ARRIVAL, key, self._sending(query.query_id, sample))
+        if query.outbox:
+            samples, query.outbox = query.outbox, []
+            # Their ids follow each other, so at one instant no other request can come between them.
+            key = samples[0].request.request_id
+            self._timeline.at(leaves_ns, Phase.ARRIVAL, key, lambda _: self._send(query.query_id, samples, leaves_ns))
         for sample in query.cancels:
             self._timeline.at(leaves_ns, Phase.ARRIVAL, sample.request.request_id, self._cancelling(sample))
-        query.outbox, query.cancels = [], []
+        query.cancels = []
 
-    def _sending(self, query_id: int, sample: Sample) -> Callable[[], None]:
-        outcome = Outcome(self._source.output_tokens(query_id, sample.index), list(sample.tell_at))
-        return lambda: self.pools[sample.pool].send(query_id, sample, outcome)
+    def _send(self, query_id: int, samples: list[Sample], now_ns: int) -> None:
+        for sample in samples:
+            sample.request.arrival_ns = now_ns
+            outcome = Outcome(self._source.output_tokens(query_id, sample.index), list(sample.tell_at))
+            self.pools[sample.pool].send(query_id, sample, outcome)
 
-    def _cancelling(self, sample: Sample) -> Callable[[], None]:
-        def cancel() -> None:
+    def _cancelling(self, sample: Sample) -> Callable[[Event], None]:
+        def cancel(_event: Event) -> None:
             self.pools[sample.pool].cancel(sample)
             self._end_sample(sample.request, self._timeline.now_ns)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ttsim_des.engine.replica import Replica
 from ttsim_des.engine.request import Outcome
 from ttsim_des.router import Router
-from ttsim_des.timeline import Phase, Timeline
+from ttsim_des.timeline import Event, Phase, Timeline
 from ttsim_des.workload.handle import Sample
 
 
@@ -42,10 +42,10 @@ class Pool:
         if sample.enters_ns <= self._timeline.now_ns:
             replica.cancel(request)
         else:
-            self._timeline.at(sample.enters_ns, Phase.ARRIVAL, request.request_id, lambda: replica.cancel(request))
+            self._timeline.at(sample.enters_ns, Phase.ARRIVAL, request.request_id, lambda _: replica.cancel(request))
 
-    def _enter(self, sample: Sample, outcome: Outcome) -> Callable[[], None]:
-        def enter() -> None:
+    def _enter(self, sample: Sample, outcome: Outcome) -> Callable[[Event], None]:
+        def enter(_event: Event) -> None:
             self._entering[sample.replica] -= 1
             self.replicas[sample.replica].submit(sample.request, outcome)
 

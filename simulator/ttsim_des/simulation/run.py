@@ -63,7 +63,8 @@ def simulate(
     arrivals.begin(client, scenario.workload.arrivals.concurrency or 0)
     timeline.run()
     _check_empty(pool)
-    return Simulated(collect(client.runs, recorders, timeline.last_ns), timeline.events)
+    end_ns = max([0, *(run.finish_ns for run in client.runs), *(replica.idle_since_ns for replica in pool.replicas)])
+    return Simulated(collect(client.runs, recorders, end_ns), timeline.events)
 
 
 def _build_pool(
@@ -115,7 +116,7 @@ class _Arrivals:
             return
         query_id = self._started
         self._started += 1
-        self._timeline.at(time_ns, Phase.REACTION, query_id, lambda: self._start(query_id))
+        self._timeline.at(time_ns, Phase.REACTION, query_id, lambda _: self._start(query_id))
 
     def _start(self, query_id: int) -> None:
         self._client.start_query(query_id)
