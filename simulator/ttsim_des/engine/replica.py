@@ -14,12 +14,12 @@ from typing import Literal, NamedTuple, Protocol
 
 from ttsim_des.engine.config import EngineConfig
 from ttsim_des.engine.core import EngineCore
-from ttsim_des.engine.leap import Leap, clip_runs, decode_runs, paired_runs, runs_at_least, series_sum
+from ttsim_des.engine.leap import Leap, async_pieces, decode_runs, sync_pieces
 from ttsim_des.engine.request import Outcome, Request, Status
 from ttsim_des.engine.scheduler import Plan
 from ttsim_des.errors import NotValidError
 from ttsim_des.latency.host import HostOverhead
-from ttsim_des.latency.shape import Run, StepModel, StepShape
+from ttsim_des.latency.shape import StepModel, StepShape
 from ttsim_des.records.recorder import StepRecorder, StepRow
 from ttsim_des.timeline import Event, Phase, Timeline
 
@@ -176,10 +176,10 @@ class Replica:
         pops = core.num_pops_unchanged(plan) if self._leaps else 1
         if pops > 1:
             leap = self._leap = self._plan_leap(shape, pops, host_ns, start_ns, row)
-            duration_ns = leap.durations[0].first_ns
+            duration_ns = leap.pieces[0].duration_ns
         else:
             duration_ns = self._model.step_ns(shape)
-            self._recorder.steps(row, start_ns, Run(1, duration_ns, 0), Run(1, duration_ns, 0))
+            self._recorder.steps(row, start_ns, 1, duration_ns, 0, duration_ns, 0)
         self._device_free_ns = start_ns + duration_ns
         self._ends_ns.append(self._device_free_ns)
         if self._on_plan is not None:
@@ -235,17 +235,11 @@ class Replica:
         durations = decode_runs(self._model, shape, pops)
         update_ns = self._host.update_ns(shape.decode_seqs)
         if self._depth == 1:
-            first_pop_ns, first_update_ns = start_ns + durations[0].first_ns, update_ns
-            host_ns = schedule_ns + update_ns
-            periods = [Run(n, first + host_ns, step) for n, first, step in clip_runs(durations, 1, pops - 1)]
-        else:
-            # A step starts when the one before it is popped: when that has ended and the host is ready.
-            first_pop_ns = start_ns
-            first_update_ns = self._host.update_ns(self.core.in_flight[0].num_seqs)
-            first_ns = max(durations[0].first_ns, first_update_ns + schedule_ns)
-            rest = runs_at_least(list(clip_runs(durations, 1, pops - 1)), update_ns + schedule_ns)
-            periods = [Run(1, first_ns, 0), *rest]
-        return Leap(pops, first_pop_ns, periods, start_ns, durations, first_update_ns, update_ns, row)
+            pieces = sync_pieces(durations, start_ns, schedule_ns + update_ns)
+            return Leap(pops, False, pieces, update_ns, update_ns, row)
+        first_update_ns = self._host.update_ns(self.core.in_flight[0].num_seqs)
+        pieces = async_pieces(durations, start_ns, schedule_ns + first_update_ns, schedule_ns + update_ns)
+        return Leap(pops, True, pieces, first_update_ns, update_ns, row)
 
     def _await_leap(self, leap: Leap) -> None:
         self._leap_end = self._at(leap.pop_ns(leap.pops - 1), Phase.STEP_END, self._on_leap_end)
@@ -276,13 +270,10 @@ class Replica:
         last_pop_ns = leap.pop_ns(extra)
         if extra:
             gaps: dict[int, int] = {}
-            self.core.leap(extra, leap.first_pop_ns, leap.pop_ns(extra - 1), gaps)
+            self.core.leap(extra, leap.pop_ns(0), leap.pop_ns(extra - 1), gaps)
             self._record_gaps(leap, gaps)
-            if self._depth > 1:
-                self._device_free_ns = last_pop_ns + leap.duration_ns(extra)
-                self._ends_ns[-1] = self._device_free_ns
-            else:
-                self._device_free_ns = last_pop_ns
+            self._device_free_ns = leap.end_ns(extra)
+            self._ends_ns[-1] = self._device_free_ns
         return last_pop_ns
 
     # ---- records ----
@@ -302,27 +293,23 @@ class Replica:
         )
 
     def _record_leap(self, leap: Leap) -> None:
-        start_ns, row = leap.first_start_ns, leap.row
-        durations = list(clip_runs(leap.durations, 0, leap.pops))
-        if self._depth == 1:
-            between_ns = leap.periods[0].first_ns - next(clip_runs(leap.durations, 1, 1)).first_ns
-            periods = [Run(n, first_ns + between_ns, increment_ns) for n, first_ns, increment_ns in durations]
-        else:
-            periods = leap.periods
+        row, recorder = leap.row, self._recorder
         free_blocks = self.scheduler.kv.num_usable_blocks - row.held_blocks
-        for period, duration in paired_runs(periods, durations):
-            self._recorder.steps(row, start_ns, period, duration)
-            start_ns += series_sum(*period)
+        for piece in leap.clipped(0, leap.pops):
+            recorder.steps(row, *piece[1:])
             # On average: which blocks of the free queue are taken within a leap, nobody looks at.
-            taken = min(free_blocks, period.steps * row.decode_seqs // self._block_size)
+            taken = min(free_blocks, piece.steps * row.decode_seqs // self._block_size)
             free_blocks -= taken
-            cached_blocks = max(0, min(row.cached_blocks, free_blocks))
+            cached_blocks = row.cached_blocks if row.cached_blocks < free_blocks else free_blocks
             row = row._replace(held_blocks=row.held_blocks + taken, cached_blocks=cached_blocks)
 
     def _record_gaps(self, leap: Leap, first_gaps: dict[int, int]) -> None:
-        for gap_ns, seqs in first_gaps.items():
-            self._recorder.gaps(leap.first_pop_ns, 1, gap_ns, 0, seqs)
-        time_ns, seqs = leap.first_pop_ns, leap.row.decode_seqs
-        for run in clip_runs(leap.periods, 0, leap.pops - 2):
-            self._recorder.gaps(time_ns + run.first_ns, run.steps, run.first_ns, run.increment_ns, seqs)
-            time_ns += series_sum(*run)
+        """The gaps before all pops of the leap but the last; those before the first are given."""
+        first_pop_ns, seqs, recorder = leap.pop_ns(0), leap.row.decode_seqs, self._recorder
+        for gap_ns, waiting in first_gaps.items():
+            recorder.gaps(first_pop_ns, 1, gap_ns, 0, waiting)
+        for index, start_ns, steps, gap_ns, increment_ns, _, _ in leap.clipped(
+            0 if leap.is_async else 1, leap.pops - 2
+        ):
+            delivered_ns = start_ns + gap_ns if leap.is_async else leap.pop_ns(index)
+            recorder.gaps(delivered_ns, steps, gap_ns, increment_ns, seqs)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from ttsim_des.latency.shape import Run
 from ttsim_des.records.arrow import arrow_column
 from ttsim_des.records.tables import STEPS, TOKEN_GAPS
 
@@ -33,9 +32,18 @@ class StepRecorder:
         self._steps: list[tuple[int | bool, ...]] = []
         self._gaps: list[tuple[int, ...]] = []
 
-    def steps(self, row: StepRow, start_ns: int, period: Run, duration: Run) -> None:
-        """One run of steps of one batch, the first of which starts on the device at `start_ns`."""
-        times = (start_ns, duration.steps, period.first_ns, period.increment_ns, *duration[1:])
+    def steps(
+        self,
+        row: StepRow,
+        start_ns: int,
+        steps: int,
+        period_ns: int,
+        period_increment_ns: int,
+        duration_ns: int,
+        increment_ns: int,
+    ) -> None:
+        """`steps` steps of one batch; columns as in `records.tables.STEPS`."""
+        times = (start_ns, steps, period_ns, period_increment_ns, duration_ns, increment_ns)
         self._steps.append((*times, *row))
 
     def gaps(self, delivered_ns: int, steps: int, gap_ns: int, increment_ns: int, seqs: int) -> None:
