@@ -1,8 +1,8 @@
 """A naive simulator of the same worlds: one engine iteration at a time, every quantity recomputed from scratch.
 
-It takes nothing from the product but a step model's `step_ns` and `in_domain` (given to it) and the shape that this is asked about.
-Text is real text here (lists of tokens), a block is an object, the free queue is a list. What a world is:
-worlds.py. The rules are vLLM V1's, as docs/engine.md has them.
+It takes nothing from the product but a step model's `step_ns` and `in_domain` (given to it) and the shape that these
+are asked about. Text is real text here (lists of tokens), a block is an object, the free queue is a list. What a world
+is: worlds.py. The rules are vLLM V1's, as docs/engine.md has them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ Join = namedtuple("Join", "samples count")
 Reach = namedtuple("Reach", "sample tokens")
 
 
-class Deadlock(Exception):  # noqa: N818
-    """A world in which nothing can go on; the generator must not make it."""
+MOST_STEPS = 10_000
+
+
+class Endless(Exception):  # noqa: N818
+    """A world that never ends: nobody fits, or requests preempt each other for ever (as they would in vLLM)."""
 
 
 class Block:
@@ -176,9 +179,9 @@ class Engine:
                 elif self.depth == 2:
                     self.queue.append(Step([], 0))
                     self.counts["empty steps"] += 1
-                if not entries and self.waiting and not self.running and not any(step.entries for step in self.queue):
-                    if not preempted:
-                        raise Deadlock
+                is_stuck = not entries and not preempted and self.waiting and not self.running
+                if is_stuck and not any(step.entries for step in self.queue):
+                    raise Endless
             if not self.queue:
                 yield None
                 continue
@@ -385,6 +388,8 @@ class Engine:
         )
         self.last_shape = shape if not chunks else None
         self.counts["steps"] += 1
+        if self.counts["steps"] > MOST_STEPS:
+            raise Endless
         self.counts["tokens"] += sum(entry.new for entry in entries)
 
     def update(self, entries, told):
@@ -423,7 +428,7 @@ class Engine:
         request.overshoot = max(0, request.computed - useful)
         self.counts["overshoot tokens"] += request.overshoot
         self.end(request, "finished")
-        self.sim.at(told, NOTICE, 0, lambda: self.sim.on_finish(request))
+        self.sim.at(told, NOTICE, 0, lambda: self.sim.on_result(request))
 
 
 class Query:
@@ -461,7 +466,8 @@ class Sample:
     def __init__(self, request):
         self.request = request
         request.sample = self
-        self.done_at = -1
+        self.done_at = -1  # the client takes it for ended: it has its result, or has given it up
+        self.result_at = -1
         self.told_tokens = 0
 
     @property
@@ -567,9 +573,13 @@ class Sim:
     def react(self, query, result):
         self.resume(query, result, self.world["turnaround_ns"])
 
-    def on_finish(self, request):
+    def on_result(self, request):
+        request.sample.result_at = self.now
+        self.on_end(request)
+
+    def on_end(self, request):
         sample = request.sample
-        if not sample.is_done:  # else it was given up
+        if not sample.is_done:
             sample.done_at = self.now
             request.query.done.append(sample)
             self.go_on_if_met(request.query, sample)
@@ -600,7 +610,7 @@ class Sim:
             self.at(request.enters, ARRIVAL, request.number, forward)
         else:
             self.engines[request.replica].receive(request, is_cancel=True)
-        self.on_finish(request)
+        self.on_end(request)
 
     def load(self, replica):
         return sum(request.replica == replica and request.finish < 0 for request in self.requests)
@@ -637,7 +647,7 @@ class Sim:
         wasted = sum(
             request.outputs
             for request in requests
-            if request.status == "cancelled" or (is_answered and request.sample.done_at > query.finish)
+            if request.status == "cancelled" or (is_answered and request.sample.result_at > query.finish)
         )
         return (
             query.number,

@@ -98,7 +98,8 @@ _STEP_COLUMNS = "decode_seqs prefill_seqs prefill_tokens running waiting preempt
 def expanded_steps(table):
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
     described = list(zip(*(columns[name] for name in _STEP_COLUMNS.split()), strict=True))
-    for i, start_ns in enumerate(columns["start_ns"]):
+    for i, first_start_ns in enumerate(columns["start_ns"]):
+        start_ns = first_start_ns
         for step in range(columns["steps"][i]):
             duration_ns = columns["duration_ns"][i] + step * columns["increment_ns"][i]
             yield (columns["replica"][i], start_ns, duration_ns, *described[i])
@@ -107,7 +108,8 @@ def expanded_steps(table):
 
 def expanded_gaps(table):
     found = {}
-    for _, replica, delivered_ns, steps, gap_ns, increment_ns, seqs in rows(table):
+    for _, replica, first_delivered_ns, steps, gap_ns, increment_ns, seqs in rows(table):
+        delivered_ns = first_delivered_ns
         for step in range(steps):
             gap = gap_ns + step * increment_ns
             if step:

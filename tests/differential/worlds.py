@@ -22,6 +22,7 @@ from ttsim_des.latency.shape import Run
 
 GRID_SHARE = 0.4
 GRID_NS = 1_000
+MOST_REQUESTS = 60
 
 
 class KnottedStepModel:
@@ -206,7 +207,14 @@ def make_world(seed, index):
             time_ns += rng.choice([GRID_NS, step_ns]) * rng.randint(0, int(gap * 2))
         else:
             time_ns += int(rng.expovariate(1) * gap * step_ns)
-    world["engine"] = _engine(rng, block_size, longest_prompt, longest_text, longest_text > longest_prompt + max_tokens)
+    while num_requests(world) > MOST_REQUESTS:
+        world["queries"].pop()
+    has_children = any(
+        operation[0] == "spawn" and operation[2] is not None
+        for query in world["queries"]
+        for operation in query["script"] or []
+    )
+    world["engine"] = _engine(rng, block_size, longest_prompt, longest_text, has_children)
     return world
 
 
