@@ -1,7 +1,8 @@
 """The KV cache made of runs of blocks is the same as one with an object for each block, operation by operation.
 
-A random player holds requests as a scheduler would: prompts of several owners (shared prefix, question, a parent's output),
-siblings, children, chunks, decoding block by block and in leaps, preemption and resumption, in caches of a few blocks.
+A random player holds requests as a scheduler would: prompts of several owners (shared prefix, question, a parent's
+output), siblings, children, chunks, decoding block by block and in leaps, preemption and resumption, in caches of a few
+blocks.
 """
 
 from __future__ import annotations
@@ -276,23 +277,26 @@ class NamesTooLate(Watched):
 def test_a_wrong_cache_is_caught(wrong: type[Watched], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("test_kv_cache.Watched", wrong)
     with pytest.raises(AssertionError):
-        for seed in range(50):
-            Player(seed).play(OPERATIONS)
+        play_worlds(50)
 
 
 def spelled_out(pieces: list[Piece]) -> list[Name | None]:
     return [Name(piece.extent.owner, index) for piece in pieces for index in range(piece.low, piece.high)]
 
 
-@pytest.fixture(scope="module")
-def counts() -> Counter[str]:
+def play_worlds(number: int) -> Counter[str]:
     total: Counter[str] = Counter()
-    for seed in range(WORLDS):
+    for seed in range(number):
         try:
             total += Player(seed).play(OPERATIONS)
         except Exception as error:
             raise AssertionError(f"the caches part in world {seed}") from error
     return total
+
+
+@pytest.fixture(scope="module")
+def counts() -> Counter[str]:
+    return play_worlds(WORLDS)
 
 
 def test_runs_of_blocks_equal_blocks(counts: Counter[str]) -> None:
