@@ -28,6 +28,8 @@ DTYPES = {"bf16": "bfloat16", "fp8": "fp8"}
 BYTES_PER_ELEMENT = 2  # all-reduce tables are bf16 and count elements
 SPIKE_ATTENTION = 1.4
 SPIKE_GEMM = 2.0
+SMS = {"a100_sxm": 108, "h100_sxm": 132, "h200_sxm": 132}
+"""Streaming multiprocessors, from NVIDIA's architecture papers; the package does not say."""
 
 Row = dict[str, Any]
 
@@ -238,7 +240,7 @@ spikes_dropped = {dropped}
 # Not measured: NVIDIA's own rule for element-wise kernels, in the same package.
 bandwidth_share = {gpu["mem_bw_empirical_scaling_factor"]}
 launch_us = {gpu["mem_empirical_constant_latency"] * 1e6:.1f}
-
+{unequal_text(system)}
 [domain]
 gemm_m = {span("gemm", "m")}
 gemm_n = {span("gemm", "n")}
@@ -248,6 +250,17 @@ decode_batch = {span("decode_attention", "batch")}
 decode_context = {span("decode_attention", "context")}
 all_reduce_ranks = {span("all_reduce", "ranks")}
 all_reduce_bytes = {span("all_reduce", "bytes")}
+"""
+
+
+def unequal_text(system: str) -> str:
+    """The table unequal_contexts of a system whose SMs are known; nothing otherwise."""
+    if system not in SMS:
+        return ""
+    return f"""
+[unequal_contexts]
+# SMs by NVIDIA's data sheet. No batch of unequal contexts was measured: the rate of one block is the default.
+sms = {SMS[system]}
 """
 
 

@@ -38,7 +38,7 @@ def prefill(*chunks: tuple[int, int]) -> StepShape:
     return StepShape(0, 0, 0, tuple(PrefillChunk(*chunk) for chunk in chunks), len(chunks))
 
 
-MODELS = {size: model(size) for size in PUBLISHED}
+MODELS = {size: model(size, unequal_contexts=False) for size in PUBLISHED}
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
@@ -163,7 +163,7 @@ def test_large_steps_pay_eager_all_reduces() -> None:
 
 
 def test_gap_is_added_to_every_step() -> None:
-    slow = model("7B", gap_ns=50_000)
+    slow = model("7B", gap_ns=50_000, unequal_contexts=False)
     for shape in (decode(3, 300), prefill((100, 0))):
         assert slow.step_ns(shape) == MODELS["7B"].step_ns(shape) + 50_000
 

@@ -210,6 +210,7 @@ def _step_model(
         max_context=config.max_model_len,
         graph_tokens=min(engine.graph_tokens, 2 * config.max_num_seqs, config.max_num_batched_tokens),
         gap_ns=engine.step_gap_ns,
+        unequal_contexts=scenario.latency.unequal_contexts,
     )
 
 

@@ -24,11 +24,12 @@ class Step:
     """A step on its way: `num_seqs` sequences; `entries` when it was planned explicitly.
 
     `firsts` are the requests whose token in this step is not one step after their last: the first of all, or the
-    first after a preemption or a step without them.
+    first after a preemption or a step without them. `stale` are those preempted since: their token still comes.
     """
 
     num_seqs: int
     firsts: list[Request] = field(default_factory=list)
+    stale: list[Request] = field(default_factory=list)
     entries: list[Scheduled] | None = None
 
 
@@ -151,12 +152,44 @@ class EngineCore:
                 chunks.append((request, num_tokens))
                 blocks += kv.num_missing_blocks(request, request.num_computed_tokens + num_tokens)
                 budget -= num_tokens
-        if budget < 0 or blocks > kv.num_free_blocks:
+        if budget < 0:
             return None
+        if blocks > kv.num_free_blocks:
+            is_intricate = bool(self._prefilling) or self.config.scheduling_policy == "priority"
+            return None if is_intricate else Plan([], self._preempt(step))
         kv.take(decode_blocks)
         plan = Plan([scheduler.commit(request, num_tokens) for request, num_tokens in chunks])
         scheduler.schedule_waiting(plan, threshold, budget)
         return plan
+
+    def _preempt(self, step: int) -> list[Request]:
+        """Blocks for a decode step that lacks some: victims from the end of `running` until the others have theirs.
+
+        In running order: blocks that are free are taken before a victim gives up its own.
+        """
+        running, kv, block_size = self.scheduler.running, self.scheduler.kv, self.config.block_size
+        needing = [
+            request
+            for request in running
+            if request.place is Place.DECODING and not (request.base + step - 1) % block_size
+        ]
+        victims: list[Request] = []
+        served = 0
+        while served < len(needing):
+            count = min(kv.num_free_blocks, len(needing) - served)
+            if count:
+                kv.take(count)
+                served += count
+                continue
+            victim = running.pop()
+            if needing[-1] is victim:
+                needing.pop()
+            self._settle(victim)
+            if self.in_flight and victim.max_tokens:
+                self.in_flight[-1].stale.append(victim)
+            self.scheduler.preempt(victim)
+            victims.append(victim)
+        return victims
 
     def _follow(self, entries: list[Scheduled], step: int, flying: Step) -> None:
         """Those that prefill go on prefilling, or join the decode batch with their next token."""
@@ -305,7 +338,7 @@ class EngineCore:
             else:
                 self._stamp(step, now_ns, delivery.gaps)
                 self._last_pop_ns = now_ns
-                self._deliver_ends(now_ns, delivery)
+                self._deliver_ends(step.stale, now_ns, delivery)
             self._last_pop_ns = now_ns
         return delivery
 
@@ -322,21 +355,38 @@ class EngineCore:
             gap_ns = now_ns - self._last_pop_ns
             gaps[gap_ns] = gaps.get(gap_ns, 0) + followers
 
-    def _deliver_ends(self, now_ns: int, delivery: Delivery) -> None:
+    def _deliver_ends(self, stale: list[Request], now_ns: int, delivery: Delivery) -> None:
+        """Milestones and ends of this step, in schedule order; `stale` ones get their token now."""
         ends, step = self._ends, self._popped
+        due = [(request.serial, request) for request in stale]
         while ends and ends[0][0] <= step:
             _, serial, request = heappop(ends)
-            if request.serial != serial or request.place is Place.ELSEWHERE:
-                continue
-            outcome = self._outcomes[request.request_id]
-            num_output = step - request.token_zero
-            if outcome.milestones and outcome.milestones[0] <= num_output:
-                request.num_output_tokens = num_output
-                outcome.milestones = [count for count in outcome.milestones if count > num_output]
-                delivery.milestones.append(request)
-            if not request.max_tokens or num_output >= min(outcome.output_tokens, self._cap(request)):
-                self._settle(request)
-                self._finish(request, outcome, now_ns, delivery)
+            if request.serial == serial and request.place is not Place.ELSEWHERE:
+                due.append((serial, request))
+        if len(due) > 1:
+            due.sort(key=_serial)
+        for _, request in due:
+            if request.place is Place.ELSEWHERE:
+                if request.status is Status.WAITING:  # else it has ended in this very step, or was cancelled
+                    request.num_output_tokens += 1
+                    _stamp_token(request, now_ns, delivery.gaps)
+                    self._report(request, request.num_output_tokens, delivery)
+            else:
+                self._report(request, step - request.token_zero, delivery)
+
+    def _report(self, request: Request, num_output: int, delivery: Delivery) -> None:
+        """A request has `num_output` tokens: has it passed a milestone, has it ended?"""
+        outcome = self._outcomes[request.request_id]
+        if outcome.milestones and outcome.milestones[0] <= num_output:
+            request.num_output_tokens = num_output
+            outcome.milestones = [count for count in outcome.milestones if count > num_output]
+            delivery.milestones.append(request)
+        if not request.max_tokens or num_output >= min(outcome.output_tokens, self._cap(request)):
+            self._settle(request)
+            request.finish_reason = "stop" if num_output >= outcome.output_tokens else "length"
+            request.overshoot_tokens = request.num_output_placeholders
+            self._end(request, Status.FINISHED)
+            delivery.finished.append(request)
 
     def _deliver_explicitly(self, entries: list[Scheduled], now_ns: int, delivery: Delivery) -> None:
         for entry in entries:
@@ -352,18 +402,7 @@ class EngineCore:
                     self.scheduler.kv.register(request, request.num_computed_tokens - request.num_output_placeholders)
             elif is_stale:
                 continue
-            outcome, num_output = self._outcomes[request.request_id], request.num_output_tokens
-            if outcome.milestones and outcome.milestones[0] <= num_output:
-                outcome.milestones = [count for count in outcome.milestones if count > num_output]
-                delivery.milestones.append(request)
-            if num_output >= min(outcome.output_tokens, self._cap(request)):
-                self._finish(request, outcome, now_ns, delivery)
-
-    def _finish(self, request: Request, outcome: Outcome, now_ns: int, delivery: Delivery) -> None:
-        request.finish_reason = "stop" if request.num_output_tokens >= outcome.output_tokens else "length"
-        request.overshoot_tokens = request.num_output_placeholders
-        self._end(request, Status.FINISHED)
-        delivery.finished.append(request)
+            self._report(request, request.num_output_tokens, delivery)
 
     def _end(self, request: Request, status: Status) -> None:
         self.scheduler.finish(request, status)
@@ -377,7 +416,7 @@ class EngineCore:
         At most 1 means: no leap. While nobody leaves, nobody is admitted either: seats and budget stay taken and free
         blocks only become fewer.
         """
-        if self._is_explicit or plan.entries or self._prefilling or not self.batch.seqs:
+        if self._is_explicit or plan.entries or plan.preempted or self._prefilling or not self.batch.seqs:
             return 1
         step = self._launched
         _drop_dead(self._ends)
@@ -403,6 +442,10 @@ class EngineCore:
         self._last_pop_ns = last_pop_ns
         for index in range(len(self.in_flight)):
             self.in_flight[index] = Step(self.batch.seqs)
+
+
+def _serial(due: tuple[int, Request]) -> int:
+    return due[0]
 
 
 def _drop_dead(heap: list[tuple[int, int, Request]]) -> None:

@@ -107,7 +107,7 @@ class Scheduler:
                     victim.num_computed_tokens = entry.computed_before
                     del plan.entries[position]
                     break
-            self._preempt(victim)
+            self.preempt(victim)
             plan.preempted.append(victim)
             if victim is request:
                 return freed_budget, freed_before, False
@@ -118,7 +118,8 @@ class Scheduler:
             return max(self.running, key=lambda request: (request.priority, request.arrival_ns))
         return self.running[-1]
 
-    def _preempt(self, request: Request) -> None:
+    def preempt(self, request: Request) -> None:
+        """Take all blocks from a request that has left `running`; it waits to be computed again."""
         self.kv.free(request)
         request.status = Status.WAITING
         request.high_water_tokens = max(request.high_water_tokens, request.num_computed_tokens)

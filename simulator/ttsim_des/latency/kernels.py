@@ -12,9 +12,11 @@ from ttsim_des.latency.attention import DecodeAttention, PrefillAttention
 from ttsim_des.latency.collective import AllReduce
 from ttsim_des.latency.gemm import gemm_curve
 from ttsim_des.latency.geometry import ModelGeometry
+from ttsim_des.latency.interpolate import Curve
 from ttsim_des.latency.knots import KnotRow
 from ttsim_des.latency.profile import GpuProfile
 from ttsim_des.latency.shape import Run, StepShape
+from ttsim_des.latency.unequal import UnequalContexts
 
 ACTIVATION_BYTES = 2
 """Activations are bf16, whatever the weights are."""
@@ -38,8 +40,11 @@ class KernelStepModel:
         max_context: int,
         graph_tokens: int = 512,
         gap_ns: int = 0,
+        unequal_contexts: bool = True,
     ) -> None:
         """`graph_tokens`: the largest step that runs in CUDA graphs. `gap_ns`: idle device time added to every step.
+
+        `unequal_contexts`: whether the longest context of a batch counts, not only the mean.
 
         Raises InputError when the profile cannot serve this geometry, dtype or number of GPUs.
         """
@@ -66,7 +71,10 @@ class KernelStepModel:
         self._prefill = PrefillAttention(profile, heads, kv_heads, geometry.head_dim, kv_dtype, kv_bytes)
         self._all_reduce = AllReduce(profile, tp, graph_tokens)
         self._max_tokens = min(self._reduce_limit(), *(curve.x[-1] for curve in self._products))
+        self._unequal = UnequalContexts(profile.meta.kv_stream, kv_heads, kv_bytes, geometry.layers)
+        self._unequal_from: float = self._unequal.min_seqs if unequal_contexts else float("inf")
         self._rows: dict[int, KnotRow] = {}
+        self._curves: dict[int, Curve] = {}
         self._body_cache_ns: dict[int, int] = {}
         self._head_cache_ns: dict[int, int] = {0: 0}
         self._context_limits: dict[int, float] = {}
@@ -74,11 +82,10 @@ class KernelStepModel:
     def step_ns(self, shape: StepShape) -> int:
         """Device time of one step; see `StepModel.step_ns`."""
         if not shape.prefill_chunks and not shape.drafts:
-            row = self._rows.get(shape.decode_seqs) or self._row(shape.decode_seqs)
-            return row.step_ns(shape.decode_ctx_sum)
+            return self._decode_ns(shape)
         total_ns = self._dense_ns(shape.tokens, shape.logits_rows)
         if shape.decode_seqs:
-            total_ns += self._decode_attention_ns(shape)
+            total_ns += self._decode_ns(shape) - self._dense_ns(shape.decode_seqs, shape.decode_seqs)
         if shape.prefill_chunks:
             per_layer_us = self._prefill.us(shape.prefill_chunks)
             if shape.decode_seqs:
@@ -88,8 +95,18 @@ class KernelStepModel:
 
     def decode_run(self, shape: StepShape, max_steps: int) -> Run:
         """The longest linear run of decode steps; see `StepModel.decode_run`."""
-        row = self._rows.get(shape.decode_seqs) or self._row(shape.decode_seqs)
-        return row.run(shape.decode_ctx_sum, max_steps)
+        seqs, ctx_sum, ctx_max = shape[:3]
+        run = (self._rows.get(seqs) or self._row(seqs)).run(ctx_sum, max_steps)
+        if seqs < self._unequal_from:
+            return run
+        mean = ctx_sum // seqs
+        distance = ctx_max - mean
+        if distance <= 0:
+            return run
+        piece = self._unequal.piece(seqs, self._curves[seqs], mean, distance)
+        extra_ns, slope_ns = piece.line(mean, distance)
+        steps = min(run.steps, piece.mean_end - mean)
+        return Run(steps, run.first_ns + extra_ns, run.increment_ns + slope_ns)
 
     def in_domain(self, shape: StepShape) -> bool:
         """Whether tokens, batch, contexts and chunks were all measured. Sizes of the weights are not looked at."""
@@ -108,19 +125,21 @@ class KernelStepModel:
         """Build and keep the row of a batch size."""
         fixed_ns = self._dense_ns(seqs, seqs)
         ns_per_layer_us = self._geometry.layers * NS_PER_US
-        row = KnotRow(seqs, fixed_ns, self._decode.curve(seqs), ns_per_layer_us, self._max_context)
+        curve = self._curves[seqs] = self._decode.curve(seqs)
+        row = KnotRow(seqs, fixed_ns, curve, ns_per_layer_us, self._max_context)
         self._rows[seqs] = row
         return row
 
-    def _decode_attention_ns(self, shape: StepShape) -> int:
-        """Attention of the decodes of a mixed step. All contexts count as their mean.
-
-        Unequal contexts (`decode_ctx_max`) cost more once a kernel stops splitting the KV cache; that term belongs
-        here and into `_row`.
-        """
-        seqs = shape.decode_seqs
-        row = self._rows.get(seqs) or self._row(seqs)
-        return row.step_ns(shape.decode_ctx_sum) - self._dense_ns(seqs, seqs)
+    def _decode_ns(self, shape: StepShape) -> int:
+        """A step of these decodes alone."""
+        seqs, ctx_sum, ctx_max = shape[:3]
+        step_ns = (self._rows.get(seqs) or self._row(seqs)).step_ns(ctx_sum)
+        if seqs >= self._unequal_from:
+            mean = ctx_sum // seqs
+            distance = ctx_max - mean
+            if distance > 0:
+                step_ns += self._unequal.piece(seqs, self._curves[seqs], mean, distance).line(mean, distance)[0]
+        return step_ns
 
     def _dense_ns(self, tokens: int, logits_rows: int) -> int:
         """Everything but attention."""

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from ttsim_des import assets
 from ttsim_des.errors import InputError, bad_input, nearest_name
+from ttsim_des.latency.unequal import STREAM_SHARE, StreamRate
 
 SCHEMA = 1
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -25,6 +26,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "decode_attention": ("kv_dtype", "head_dim", "kv_heads", "heads", "batch", "context", "latency_us"),
     "all_reduce": ("mode", "ranks", "bytes", "latency_us"),
 }
+DEFAULT_SMS = 132
+"""Streaming multiprocessors where meta.toml names none: those of a Hopper SXM."""
 TEXT_COLUMNS = ("dtype", "kv_dtype", "mode")
 
 Columns = dict[str, np.ndarray[Any, Any]]
@@ -43,6 +46,7 @@ class GpuMeta:
     peak_flops: Mapping[str, float]
     elementwise_bandwidth_share: float
     elementwise_launch_us: float
+    kv_stream: StreamRate
     source: str
     licence: str
     date: str
@@ -117,6 +121,7 @@ def _read_meta(path: Path) -> GpuMeta:
             peak_flops={dtype: _positive(path, dtype, value) for dtype, value in table["peak_flops"].items()},
             elementwise_bandwidth_share=_positive(path, "bandwidth_share", table["elementwise"]["bandwidth_share"]),
             elementwise_launch_us=_positive(path, "launch_us", table["elementwise"]["launch_us"]),
+            kv_stream=_kv_stream(path, table),
             source=str(table["source"]),
             licence=str(table["licence"]),
             date=str(table["date"]),
@@ -125,6 +130,16 @@ def _read_meta(path: Path) -> GpuMeta:
         raise _bad(path, f"lacks {error.args[0]}") from None
     except (TypeError, AttributeError):
         raise _bad(path, "has a table where a value belongs, or the other way round") from None
+
+
+def _kv_stream(path: Path, table: Mapping[str, Any]) -> StreamRate:
+    """The optional table unequal_contexts; what it lacks is derived from the bandwidth."""
+    given = table.get("unequal_contexts", {})
+    sms = int(_positive(path, "sms", given.get("sms", DEFAULT_SMS)))
+    share = STREAM_SHARE * float(table["bandwidth_bytes_per_s"]) / sms
+    rate = _positive(path, "stream_bytes_per_s", given.get("stream_bytes_per_s", share))
+    launch_us = given.get("launch_us", 0)
+    return StreamRate(sms, rate, _positive(path, "launch_us", launch_us) if launch_us else 0.0)
 
 
 def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, Columns]:

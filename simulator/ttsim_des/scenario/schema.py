@@ -157,6 +157,8 @@ class Latency(Table):
     """The step model: `kernels` composes the GPU's profile, `affine` is five coefficients."""
 
     model: Literal["kernels", "affine"] = "kernels"
+    unequal_contexts: bool = True
+    """`kernels`: the longest context of a large decode batch holds it up; false: all contexts count as their mean."""
     affine: AffineLatency | None = None
 
 
