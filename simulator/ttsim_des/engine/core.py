@@ -168,22 +168,17 @@ class EngineCore:
         In running order: blocks that are free are taken before a victim gives up its own.
         """
         running, kv, block_size = self.scheduler.running, self.scheduler.kv, self.config.block_size
-        needing = [
-            request
-            for request in running
-            if request.place is Place.DECODING and not (request.base + step - 1) % block_size
-        ]
+        unserved = self.batch.blocks_taken(step)  # each of these needs one block; victims come from behind them
         victims: list[Request] = []
-        served = 0
-        while served < len(needing):
-            count = min(kv.num_free_blocks, len(needing) - served)
+        while unserved:
+            count = min(kv.num_free_blocks, unserved)
             if count:
                 kv.take(count)
-                served += count
+                unserved -= count
                 continue
             victim = running.pop()
-            if needing[-1] is victim:
-                needing.pop()
+            if victim.place is Place.DECODING and not (victim.base + step - 1) % block_size:
+                unserved -= 1
             self._settle(victim)
             if self.in_flight and victim.max_tokens:
                 self.in_flight[-1].stale.append(victim)
