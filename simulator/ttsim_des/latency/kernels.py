@@ -95,7 +95,7 @@ class KernelStepModel:
 
     def decode_run(self, shape: StepShape, max_steps: int) -> Run:
         """The longest linear run of decode steps; see `StepModel.decode_run`."""
-        seqs, ctx_sum, ctx_max = shape[:3]
+        seqs, ctx_sum, ctx_max, _, _, _ = shape
         run = (self._rows.get(seqs) or self._row(seqs)).run(ctx_sum, max_steps)
         if seqs < self._unequal_from:
             return run
@@ -103,10 +103,9 @@ class KernelStepModel:
         distance = ctx_max - mean
         if distance <= 0:
             return run
-        piece = self._unequal.piece(seqs, self._curves[seqs], mean, distance)
-        extra_ns, slope_ns = piece.line(mean, distance)
-        steps = min(run.steps, piece.mean_end - mean)
-        return Run(steps, run.first_ns + extra_ns, run.increment_ns + slope_ns)
+        extra_ns, slope_ns, holds = self._unequal.line(seqs, self._curves[seqs], mean, distance)
+        steps, first_ns, increment_ns = run
+        return Run(holds if holds < steps else steps, first_ns + extra_ns, increment_ns + slope_ns)
 
     def in_domain(self, shape: StepShape) -> bool:
         """Whether tokens, batch, contexts and chunks were all measured. Sizes of the weights are not looked at."""
@@ -138,7 +137,7 @@ class KernelStepModel:
             mean = ctx_sum // seqs
             distance = ctx_max - mean
             if distance > 0:
-                step_ns += self._unequal.piece(seqs, self._curves[seqs], mean, distance).line(mean, distance)[0]
+                step_ns += self._unequal.line(seqs, self._curves[seqs], mean, distance)[0]
         return step_ns
 
     def _dense_ns(self, tokens: int, logits_rows: int) -> int:

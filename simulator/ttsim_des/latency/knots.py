@@ -54,7 +54,7 @@ class KnotRow:
         first_ns = self._bases[piece] + slope * (ctx_sum - starts[piece]) // self._seqs
         if piece + 1 < len(starts):
             steps = -((ctx_sum - starts[piece + 1]) // self._seqs)
-            return Run(min(steps, max_steps), first_ns, slope)
+            return Run(steps if steps < max_steps else max_steps, first_ns, slope)
         return Run(max_steps, first_ns, slope)
 
     def _add_interval(self, start: int, end: int, start_ns: int, end_ns: int) -> None:
