@@ -46,6 +46,9 @@ class Leap:
     first_update_ns: int
     update_ns: int
     row: StepRow
+    last_pop_ns: int = -1
+    cut_ns: int = -1
+    """When an input last made the leap end early."""
 
     def start_ns(self, index: int) -> int:
         """When step `index` starts (that after the last included)."""

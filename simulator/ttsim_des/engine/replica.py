@@ -129,10 +129,12 @@ class Replica:
             self._drain(now_ns)
         if self.scheduler.has_requests():
             plan = self._plan(now_ns)
-            while plan.preempted and not self.core.num_seqs(plan) and self._depth == 1:  # all were victims: once more
+            num_seqs = self.core.num_seqs(plan)
+            while plan.preempted and not num_seqs and self._depth == 1:  # all were victims: once more
                 plan = self._plan(now_ns)
-            if self.core.num_seqs(plan):
-                now_ns += self._launch(plan, now_ns)
+                num_seqs = self.core.num_seqs(plan)
+            if num_seqs:
+                now_ns += self._launch(plan, num_seqs, now_ns)
                 if len(self._ends_ns) < self._depth:
                     self._schedule_at(now_ns)
                     return
@@ -162,10 +164,9 @@ class Replica:
             name = self.scheduler.waiting.peek().request_id
             raise NotValidError(f"replica {self.index}: request {name} waits for KV blocks that an empty cache lacks")
 
-    def _launch(self, plan: Plan, now_ns: int) -> int:
+    def _launch(self, plan: Plan, num_seqs: int, now_ns: int) -> int:
         """Start a planned step behind those in flight; returns the host time that it took."""
         core = self.core
-        num_seqs = core.num_seqs(plan)
         shape = core.launch(plan)
         host_ns = self._host.schedule_ns(num_seqs)
         start_ns = max(now_ns + host_ns, self._device_free_ns)
@@ -242,17 +243,22 @@ class Replica:
         return Leap(pops, True, pieces, first_update_ns, update_ns, row)
 
     def _await_leap(self, leap: Leap) -> None:
-        self._leap_end = self._at(leap.pop_ns(leap.pops - 1), Phase.STEP_END, self._on_leap_end)
+        leap.last_pop_ns = leap.pop_ns(leap.pops - 1)
+        self._leap_end = self._at(leap.last_pop_ns, Phase.STEP_END, self._on_leap_end)
 
     def _cut_leap(self, leap: Leap, now_ns: int) -> None:
         """An input came: end the leap at the first schedule that can see it."""
+        if leap.cut_ns == now_ns:
+            return  # by another input at this instant
+        leap.cut_ns = now_ns
         pops = leap.first_pop_seeing(now_ns) + 1
         if pops == leap.pops:
             return
         leap.pops = pops
         assert self._leap_end is not None
         self._timeline.cancel(self._leap_end)
-        if leap.pop_ns(pops - 1) >= now_ns:
+        leap.last_pop_ns = leap.pop_ns(pops - 1)
+        if leap.last_pop_ns >= now_ns:
             self._await_leap(leap)
         else:  # its tokens are back already and are being handled; nothing can have finished with them
             ready_ns = self._handle_results(self._end_leap(leap))
@@ -267,14 +273,13 @@ class Replica:
         self._leap = None
         self._record_leap(leap)
         extra = leap.pops - 1
-        last_pop_ns = leap.pop_ns(extra)
         if extra:
             gaps: dict[int, int] = {}
             self.core.leap(extra, leap.pop_ns(0), leap.pop_ns(extra - 1), gaps)
             self._record_gaps(leap, gaps)
             self._device_free_ns = leap.end_ns(extra)
             self._ends_ns[-1] = self._device_free_ns
-        return last_pop_ns
+        return leap.last_pop_ns
 
     # ---- records ----
 
@@ -283,7 +288,7 @@ class Replica:
         return StepRow(
             shape.decode_seqs,
             len(chunks),
-            sum(chunk.new for chunk in chunks),
+            sum(chunk.new for chunk in chunks) if chunks else 0,
             len(self.scheduler.running),
             len(self.scheduler.waiting),
             kv.num_usable_blocks - kv.num_free_blocks,

@@ -25,8 +25,11 @@ class Pool:
 
     def send(self, query_id: int, sample: Sample, outcome: Outcome) -> None:
         """A sample leaves the client now: choose its replica and let it enter there."""
-        loads = [replica.load + entering for replica, entering in zip(self.replicas, self._entering, strict=True)]
-        index = sample.replica = self._router.choose(query_id, loads)
+        index = 0
+        if len(self.replicas) > 1:
+            loads = [replica.load + entering for replica, entering in zip(self.replicas, self._entering, strict=True)]
+            index = self._router.choose(query_id, loads)
+        sample.replica = index
         sample.enters_ns = now_ns = self._timeline.now_ns
         if not self._ingest_ns:
             self.replicas[index].submit(sample.request, outcome)
