@@ -1,0 +1,215 @@
+"""Time the simulator on one of the cases of scenarios/bench, as `ttsim-des run` would run it.
+
+    python tools/bench.py --case tts --json
+    python tools/bench.py --case pressure --scale 0.2 --hot 25
+
+Loads the scenario, simulates, computes all metrics and writes the run directory (to a temporary folder), counting CPU
+seconds of this process. A calibration (a bare heap loop and bare SimPy events, before and after) tells how fast the
+machine was meanwhile; every speed is also given as a ratio to it. `--hot` profiles instead: what took longest.
+docs/performance.md explains the fields. Exit code 2 for a case that cannot be run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import json
+import resource
+import sys
+import tempfile
+import time
+from heapq import heappop, heappush
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ttsim_des.api import Result
+    from ttsim_des.scenario.load import LoadedScenario
+
+CASES = ("tts", "reasoning", "chat", "pressure", "million")
+SPEEDS = ("output_tokens_per_cpu_s", "requests_per_cpu_s", "batch_changes_per_cpu_s")
+KIB_PER_MIB = 1024
+HEAP_SIZE = 1000
+CALIBRATION_CPU_S = 0.2
+
+
+def main() -> int:
+    """Run one case and print its figures."""
+    parser = argparse.ArgumentParser(description="Time the simulator on a case of scenarios/bench.")
+    parser.add_argument("--case", choices=CASES, required=True)
+    parser.add_argument("--stepping", choices=("leap", "step"), default="leap")
+    parser.add_argument("--scale", type=float, default=1.0, help="simulate this share of the case's queries")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    parser.add_argument("--hot", type=int, metavar="N", help="profile, and print the N functions that took longest")
+    arguments = parser.parse_args()
+
+    loaded = load_case(arguments.case, arguments.stepping, arguments.scale, arguments.overrides)
+    if arguments.hot:
+        profile(loaded, arguments.hot)
+        return 0
+    figures = {"case": arguments.case, "stepping": arguments.stepping, "scale": arguments.scale, **measure(loaded)}
+    if arguments.json:
+        print(json.dumps(figures))
+    else:
+        for name, value in figures.items():
+            print(f"{name:28} {json.dumps(value)}")
+    return 0
+
+
+def load_case(case: str, stepping: str, scale: float, overrides: list[str]) -> LoadedScenario:
+    """The case's scenario with a share of its queries, and everything imported that a run needs."""
+    from ttsim_des import api, assets
+
+    path = assets.root("scenarios") / "bench" / f"{case}.toml"
+    given = [f'engine.stepping="{stepping}"', *overrides]
+    if scale != 1:
+        queries = max(1, round(scale * api.load(path).scenario.experiment.queries))
+        given = [f"experiment.queries={queries}", *given]
+    return api.load(path, given)
+
+
+def run_case(loaded: LoadedScenario, folder: Path) -> Result:
+    """What `ttsim-des run` does: simulate, compute all metrics, write the run directory `folder`/run."""
+    from ttsim_des import api
+
+    result = api.run(loaded)
+    result.save(folder / "run")
+    return result
+
+
+def measure(loaded: LoadedScenario) -> dict[str, Any]:
+    """Run a case between two calibrations; its figures."""
+    startup_cpu_s = time.process_time()
+    before = calibrate()
+    with tempfile.TemporaryDirectory() as folder:
+        start_cpu_s = time.process_time()
+        result = run_case(loaded, Path(folder))
+        cpu_s = time.process_time() - start_cpu_s
+        peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB_PER_MIB
+        digests = {file.stem: digest(file) for file in sorted((Path(folder) / "run").glob("*.parquet"))}
+    after = calibrate()
+    calibration = {name: round((before[name] + after[name]) / 2) for name in before}
+    counts = count(result)
+    figures = {
+        "output_tokens_per_cpu_s": round(counts["output_tokens"] / cpu_s),
+        "requests_per_cpu_s": round(counts["requests"] / cpu_s, 1),
+        "batch_changes_per_cpu_s": round(counts["batch_changes"] / cpu_s, 1),
+        "cpu_us_per_request": round(1e6 * cpu_s / counts["requests"], 1),
+        "cpu_s": round(cpu_s, 3),
+        "startup_cpu_s": round(startup_cpu_s, 3),
+        "peak_rss_mb": round(peak_rss_mb, 1),
+        **counts,
+    }
+    ratios = {
+        f"{speed}/{name}": float(f"{figures[speed] / per_s:.4g}")
+        for speed in SPEEDS
+        for name, per_s in calibration.items()
+    }
+    return {**figures, "calibration": calibration, "ratios": ratios, "digests": digests}
+
+
+def count(result: Result) -> dict[str, Any]:
+    """What was simulated, from the records; none of it depends on the machine."""
+    import numpy as np
+
+    from ttsim_des.records.arrow import numpy_column
+
+    requests, summary = result.tables.requests, result.summary
+    replica = numpy_column(requests["replica"])
+    instants = [numpy_column(requests[name]) for name in ("queued_ns", "first_token_ns", "finish_ns")]
+    # A change of the batch: requests noticed, prefilled or ended at one instant; a preemption; a re-entry.
+    changes = sum(
+        len(set(np.concatenate([column[replica == index] for column in instants]).tolist()) - {-1})
+        for index in range(int(replica.max()) + 1)
+    )
+    preemptions = int(numpy_column(requests["preemptions"]).sum())
+    return {
+        "queries": result.tables.queries.num_rows,
+        "requests": requests.num_rows,
+        "output_tokens": int(numpy_column(requests["output_tokens"]).sum()),
+        "simpy_events": result.simpy_events,
+        "batch_changes": changes + 2 * preemptions,
+        "mean_batch": round(summary["batch"]["time_mean_seqs"], 2),
+        "preemptions": preemptions,
+        "prefix_hit_rate": round(summary["prefix_cache"]["hit_share"], 4),
+    }
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def calibrate() -> dict[str, float]:
+    """Pushes and pops of a bare heap, and bare SimPy events with one callback, per CPU second now."""
+    return {"heap_ops_per_cpu_s": heap_ops_per_cpu_s(), "simpy_events_per_cpu_s": simpy_events_per_cpu_s()}
+
+
+def heap_ops_per_cpu_s() -> float:
+    """Pairs of a push and a pop on a heap of tuples, per CPU second."""
+    heap: list[tuple[int, int]] = [(i * 7919 % 100_003, i) for i in range(HEAP_SIZE)]
+    heap.sort()
+    start_s, pairs = time.process_time(), 0
+    while time.process_time() - start_s < CALIBRATION_CPU_S:
+        for i in range(10_000):
+            heappush(heap, (heap[0][0] + i * 7919 % 100_003, i))
+            heappop(heap)
+        pairs += 10_000
+    return pairs / (time.process_time() - start_s)
+
+
+def simpy_events_per_cpu_s() -> float:
+    """Events that each schedule the next, per CPU second."""
+    import simpy
+
+    env = simpy.Environment()
+
+    def again(_event: simpy.Event) -> None:
+        env.timeout(1).callbacks.append(again)
+
+    again(env.timeout(0))
+    start_s, events = time.process_time(), 0
+    while time.process_time() - start_s < CALIBRATION_CPU_S:
+        for _ in range(10_000):
+            env.step()
+        events += 10_000
+    return events / (time.process_time() - start_s)
+
+
+def profile(loaded: LoadedScenario, functions: int) -> None:
+    """Run under cProfile (which slows calls down two- to threefold); print functions and modules by own time."""
+    import cProfile
+    import pstats
+
+    profiler = cProfile.Profile()
+    gc.collect()
+    with tempfile.TemporaryDirectory() as folder:
+        profiler.enable()
+        run_case(loaded, Path(folder))
+        profiler.disable()
+    stats = pstats.Stats(profiler)
+    stats.sort_stats("tottime").print_stats(functions)
+    entries: dict[Any, Any] = stats.stats  # type: ignore[attr-defined]  # no stub
+    total_s = sum(entry[2] for entry in entries.values())
+    rooms: dict[str, float] = {}
+    for (file, _, name), entry in entries.items():
+        rooms[room(file, name)] = rooms.get(room(file, name), 0.0) + entry[2]
+    print(f"share of own time by module, of {total_s:.2f} s:")
+    for name, own_s in sorted(rooms.items(), key=lambda item: -item[1])[:functions]:
+        print(f"  {100 * own_s / total_s:5.1f} %  {name}")
+
+
+def room(file: str, function: str) -> str:
+    """The module that a profile entry belongs to."""
+    if "ttsim_des/" in file:
+        return file.rsplit("ttsim_des/", 1)[1]
+    if "site-packages/" in file:
+        return file.rsplit("site-packages/", 1)[1].split("/")[0]
+    return f"built-in {function}" if file == "~" else Path(file).stem
+
+
+if __name__ == "__main__":
+    sys.exit(main())
