@@ -167,7 +167,7 @@ def test_query_affinity_keeps_samples_together_and_overflows() -> None:
     )
     for query in range(3):
         home = home_replica(query, 2)
-        # Home holds 2 of 2 requests when the third comes: not above 1.25 x 1, rounded up. The fourth finds 3 of 3 there,
+        # The third finds 2 of 2 requests at home: not above 1.25 x 1, rounded up. The fourth finds 3 of 3 there,
         # above 1.25 x 1.5 rounded up.
         assert seen.column("replica")[4 * query : 4 * query + 4] == [home, home, home, 1 - home]
 

@@ -52,6 +52,13 @@ def fit_problems(
             f"max_num_batched_tokens = {config.max_num_batched_tokens} is below max_num_seqs = {config.max_num_seqs}"
         )
         problems.append(Problem(message, key=key, expected="a token for every sequence"))
+    if not config.enable_chunked_prefill and config.max_num_batched_tokens < config.max_model_len:
+        message = (
+            f"max_num_batched_tokens = {config.max_num_batched_tokens} is below max_model_len = "
+            f"{config.max_model_len}, and without chunked prefill a longer prompt could never be computed"
+        )
+        expected = "at least max_model_len, or enable_chunked_prefill = true"
+        problems.append(Problem(message, key="engine.max_num_batched_tokens", expected=expected))
     longest_prompt, cap = work.prompt_tokens_max, scenario.workload.max_tokens
     if longest_prompt + cap > config.max_model_len:
         key = "workload.max_tokens" if given.max_model_len is None else "engine.max_model_len"
