@@ -60,9 +60,8 @@ def _phases_in_wrong_order(original):
     return at
 
 
-def _late_take(self, original, *arguments):
-    """Runs `original` with its first taking of blocks put off to its end."""
-    kv = self.scheduler.kv
+def _put_off_take(kv):
+    """Counts the next taking of blocks at once but does it only when the returned function is called."""
     owed = []
 
     def take(count):
@@ -70,22 +69,41 @@ def _late_take(self, original, *arguments):
         kv.num_free_blocks -= count
         del kv.take
 
-    kv.take = take
-    try:
-        return original(self, *arguments)
-    finally:
+    def settle():
         vars(kv).pop("take", None)
         for count in owed:
             kv.num_free_blocks += count
             kv.take(count)
 
+    kv.take = take
+    return settle
+
 
 def _takes_after_admitting(original):
-    return lambda self, step: _late_take(self, original, step)
+    def plan(self, step):
+        settle = _put_off_take(self.scheduler.kv)
+        try:
+            return original(self, step)
+        finally:
+            settle()
+
+    return plan
 
 
 def _leap_takes_after_freeing(original):
-    return lambda self, leap: _late_take(self, original, leap)
+    def leap(self, *arguments):
+        settle = _put_off_take(self.scheduler.kv)
+        original(self, *arguments)
+
+        def deliver(now_ns):
+            del self.deliver
+            delivery = self.deliver(now_ns)
+            settle()
+            return delivery
+
+        self.deliver = deliver
+
+    return leap
 
 
 def _last_in_first_out(_original):
@@ -93,14 +111,14 @@ def _last_in_first_out(_original):
 
 
 def _admits_in_a_preempting_step(original):
-    def schedule(self):
-        plan = original(self)
+    def plan(self):
+        plan, scheduler = original(self), self.scheduler
         if plan.preempted:
-            budget = self.config.max_num_batched_tokens - sum(entry.num_tokens for entry in plan.entries)
-            self.schedule_waiting(plan, self.prefill_threshold(), budget)
+            budget = self.config.max_num_batched_tokens - self.num_seqs(plan)
+            scheduler.schedule_waiting(plan, scheduler.prefill_threshold(), budget)
         return plan
 
-    return schedule
+    return plan
 
 
 def _frees_named_blocks_first(original):
@@ -190,9 +208,9 @@ CODE_FAULTS = {
     "input seen a step late": ("engine.leap:Leap.first_pop_seeing", _first_pop_after),
     "arrivals before step ends": ("timeline:Timeline.at", _phases_in_wrong_order),
     "decodes take blocks after admissions": ("engine.core:EngineCore._plan_implicitly", _takes_after_admitting),
-    "a leap takes blocks after its end frees some": ("engine.replica:Replica._end_leap", _leap_takes_after_freeing),
+    "a leap takes blocks after its end frees some": ("engine.core:EngineCore.leap", _leap_takes_after_freeing),
     "LIFO admission": ("engine.request_queue:FcfsQueue.add", _last_in_first_out),
-    "admission in a preempting step": ("engine.scheduler:Scheduler.schedule", _admits_in_a_preempting_step),
+    "admission in a preempting step": ("engine.core:EngineCore.plan", _admits_in_a_preempting_step),
     "named blocks freed before unnamed": ("engine.kv_cache:KVCacheManager.free", _frees_named_blocks_first),
     "freed blocks at the wrong end": ("engine.kv_cache:KVCacheManager._put_unnamed", _frees_to_the_wrong_end),
     "newest copy handed out": ("engine.kv_cache:_oldest_copy", _newest_copy),

@@ -15,6 +15,8 @@ from ttsim_des.workload.handle import Delay
 from ttsim_des.workload.queries import QueryInput
 from ttsim_des.workload.strategies import STRATEGIES
 
+MOST_CALLS = 30_000
+
 
 class Source:
     """Prompts and outcomes as the world says."""
@@ -39,6 +41,31 @@ def scripts(world):
         return worlds.play_script(asked["script"], asked["answer"], Delay)(query)
 
     return play
+
+
+class Endless(Exception):  # noqa: N818
+    """The product has gone on for longer than any world lasts."""
+
+
+class Guarded:
+    """A step model that stops a simulation without an end."""
+
+    def __init__(self, model):
+        self.model, self.in_domain = model, model.in_domain
+        self.left = MOST_CALLS
+
+    def _count(self):
+        self.left -= 1
+        if not self.left:
+            raise Endless
+
+    def step_ns(self, shape):
+        self._count()
+        return self.model.step_ns(shape)
+
+    def decode_run(self, shape, max_steps):
+        self._count()
+        return self.model.decode_run(shape, max_steps)
 
 
 def simulated(world, stepping, model=None):
@@ -69,7 +96,7 @@ def simulated(world, stepping, model=None):
     )
     deployment = SimpleNamespace(
         engine_config=EngineConfig(**world["engine"]),
-        step_model=model or worlds.step_model(world),
+        step_model=Guarded(model or worlds.step_model(world)),
         host=HostOverhead(*world["host"]),
     )
     arrivals = None if concurrency is not None else iter([query["arrival_ns"] for query in world["queries"]])
