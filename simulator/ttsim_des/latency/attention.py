@@ -5,6 +5,7 @@ Heads that were not measured (28, 14 and 7 of a 7B model) are interpolated linea
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from ttsim_des.errors import bad_input
@@ -14,6 +15,8 @@ from ttsim_des.latency.shape import PrefillChunk
 
 BatchCurves = dict[int, Curve]
 """One curve per measured batch size."""
+MAX_CACHED = 1 << 14
+"""Entries of a cache of chunks; beyond, it starts anew."""
 
 
 class DecodeAttention:
@@ -65,41 +68,72 @@ class PrefillAttention:
         self, profile: GpuProfile, heads: int, kv_heads: int, head_dim: int, kv_dtype: str, kv_bytes_per_token: float
     ) -> None:
         """Per GPU and layer; InputError when the profile holds nothing near these heads."""
-        self._corners = [
+        corners = [
             (weight, _prefill_curves(profile, near_heads, near_kv, head_dim, kv_dtype))
             for near_heads, near_kv, weight in _near(profile, "context_attention", heads, kv_heads, head_dim, kv_dtype)
         ]
+        self.max_query = min(max(curves[1].x) for _, curves in corners)
+        self._curves = _combined(corners)
+        self._sizes = sorted(self._curves)
         self._read_us_per_token = 1e6 * kv_bytes_per_token / profile.meta.bandwidth_bytes_per_s
-        self.max_query = min(max(curves[1].x) for _, curves in self._corners)
+        self._prefix_cache_us: dict[PrefillChunk, float] = {}
         self.launch_us = self._equal_us(1, 1)
 
     def us(self, chunks: Sequence[PrefillChunk]) -> float:
         """Microseconds for all chunks of a step in one launch."""
-        tokens = sum(chunk.new for chunk in chunks)
-        each = sum(chunk.new * chunk.new for chunk in chunks) / tokens
-        total_us = self._equal_us(tokens / each, each)
-        for new, computed in chunks:
+        tokens = area = 0
+        prefixes_us = 0.0
+        for chunk in chunks:
+            new, computed = chunk
+            tokens += new
+            area += new * new
             if computed:
-                total_us += self._prefix_us(new, computed)
-        return total_us
+                prefixes_us += self._prefix_cache_us.get(chunk) or self._prefix_us(chunk)
+        each = area / tokens
+        return self._equal_us(tokens / each, each) + prefixes_us
 
-    def _prefix_us(self, new: int, computed: int) -> float:
+    def _prefix_us(self, chunk: PrefillChunk) -> float:
+        new, computed = chunk
         whole = new + computed
         area_share = new * computed / (whole * (whole + 1) / 2)
-        return max((self._equal_us(1, whole) - self.launch_us) * area_share, computed * self._read_us_per_token)
+        area_us = (self._equal_us(1, whole) - self.launch_us) * area_share
+        if len(self._prefix_cache_us) >= MAX_CACHED:
+            self._prefix_cache_us.clear()
+        prefix_us = self._prefix_cache_us[chunk] = max(area_us, computed * self._read_us_per_token)
+        return prefix_us
 
     def _equal_us(self, batch: float, query: float) -> float:
         """Microseconds for `batch` prompts of `query` tokens: linear in both, by area past the longest measured."""
-        total_us = 0.0
-        for weight, curves in self._corners:
+        sizes = self._sizes
+        if batch <= sizes[0]:
+            return _by_area(self._curves[sizes[0]], query)
+        if batch >= sizes[-1]:
+            return _by_area(self._curves[sizes[-1]], query) * batch / sizes[-1]
+        right = bisect_right(sizes, batch)
+        low, high = sizes[right - 1], sizes[right]
+        low_us = _by_area(self._curves[low], query)
+        return low_us + (_by_area(self._curves[high], query) - low_us) * (batch - low) / (high - low)
+
+
+def _by_area(curve: Curve, query: float) -> float:
+    """The curve up to its end, growing with the square of the prompt from there."""
+    longest = curve.x[-1]
+    return curve.at(query) if query <= longest else (query / longest) ** 2 * curve.y[-1]
+
+
+def _combined(corners: Sequence[tuple[float, BatchCurves]]) -> BatchCurves:
+    """One set of curves instead of a weighted sum over corners, on all batch sizes and prompts that any of them has."""
+    combined: BatchCurves = {}
+    for batch in sorted({size for _, curves in corners for size in curves}):
+        parts: list[tuple[float, Curve]] = []
+        for weight, curves in corners:
             sizes = sorted(curves)
             scale = max(1.0, batch / sizes[-1])
-            for near, share in bracket(batch, sizes):
-                curve = curves[near]
-                longest = curve.x[-1]
-                area = (query / longest) ** 2 if query > longest else 1.0
-                total_us += weight * share * scale * area * curve.at(min(query, longest))
-        return total_us
+            parts += [(weight * share * scale, curves[near]) for near, share in bracket(batch, sizes)]
+        queries = tuple(sorted({query for _, curve in parts for query in curve.x}))
+        latency_us = tuple(sum(weight * _by_area(curve, query) for weight, curve in parts) for query in queries)
+        combined[batch] = Curve(queries, latency_us, last_slope(queries, latency_us))
+    return combined
 
 
 def _near(

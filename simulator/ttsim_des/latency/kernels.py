@@ -8,14 +8,14 @@ once for all tokens of the step, so a mixed step reads the weights once. docs/la
 
 from __future__ import annotations
 
-from ttsim_des.latency.attention import DecodeAttention, PrefillAttention
+from ttsim_des.latency.attention import MAX_CACHED, DecodeAttention, PrefillAttention
 from ttsim_des.latency.collective import AllReduce
 from ttsim_des.latency.gemm import gemm_curve
 from ttsim_des.latency.geometry import ModelGeometry
 from ttsim_des.latency.interpolate import Curve
 from ttsim_des.latency.knots import KnotRow
 from ttsim_des.latency.profile import GpuProfile
-from ttsim_des.latency.shape import Run, StepShape
+from ttsim_des.latency.shape import PrefillChunk, Run, StepShape
 from ttsim_des.latency.unequal import UnequalContexts
 
 ACTIVATION_BYTES = 2
@@ -73,6 +73,8 @@ class KernelStepModel:
         self._max_tokens = min(self._reduce_limit(), *(curve.x[-1] for curve in self._products))
         self._unequal = UnequalContexts(profile.meta.kv_stream, kv_heads, kv_bytes, geometry.layers)
         self._unequal_from: float = self._unequal.min_seqs if unequal_contexts else float("inf")
+        self._launch_ns = round(self._prefill.launch_us * geometry.layers * NS_PER_US)
+        self._prefill_cache_ns: dict[tuple[PrefillChunk, ...], int] = {}
         self._rows: dict[int, KnotRow] = {}
         self._curves: dict[int, Curve] = {}
         self._body_cache_ns: dict[int, int] = {}
@@ -81,16 +83,20 @@ class KernelStepModel:
 
     def step_ns(self, shape: StepShape) -> int:
         """Device time of one step; see `StepModel.step_ns`."""
-        if not shape.prefill_chunks and not shape.drafts:
-            return self._decode_ns(shape)
-        total_ns = self._dense_ns(shape.tokens, shape.logits_rows)
-        if shape.decode_seqs:
-            total_ns += self._decode_ns(shape) - self._dense_ns(shape.decode_seqs, shape.decode_seqs)
-        if shape.prefill_chunks:
-            per_layer_us = self._prefill.us(shape.prefill_chunks)
-            if shape.decode_seqs:
-                per_layer_us -= self._prefill.launch_us  # Decodes and chunks share one launch.
-            total_ns += round(per_layer_us * self._geometry.layers * NS_PER_US)
+        seqs, ctx_sum, ctx_max, chunks, logits_rows, drafts = shape
+        decode_ns = self._decode_ns(seqs, ctx_sum, ctx_max) if seqs else 0
+        if not chunks and not drafts:
+            return decode_ns
+        tokens = seqs * (1 + drafts)
+        for new, _ in chunks:
+            tokens += new
+        total_ns = self._dense_ns(tokens, logits_rows)
+        if seqs:
+            total_ns += decode_ns - self._dense_ns(seqs, seqs)
+        if chunks:
+            total_ns += self._prefill_ns(chunks)
+            if seqs:
+                total_ns -= self._launch_ns  # Decodes and chunks share one launch.
         return max(1, total_ns)
 
     def decode_run(self, shape: StepShape, max_steps: int) -> Run:
@@ -109,16 +115,19 @@ class KernelStepModel:
 
     def in_domain(self, shape: StepShape) -> bool:
         """Whether tokens, batch, contexts and chunks were all measured. Sizes of the weights are not looked at."""
-        if shape.tokens > self._max_tokens:
-            return False
-        seqs = shape.decode_seqs
+        seqs, ctx_sum, _, chunks, _, drafts = shape
         if seqs:
             limit = self._context_limits.get(seqs)
             if limit is None:
                 limit = self._context_limits[seqs] = self._decode.max_context(seqs)
-            if shape.decode_ctx_sum > limit * seqs:
+            if ctx_sum > limit * seqs:
                 return False
-        return all(chunk.new + chunk.computed <= self._prefill.max_query for chunk in shape.prefill_chunks)
+        tokens, longest = seqs * (1 + drafts), self._prefill.max_query
+        for new, computed in chunks:
+            tokens += new
+            if new + computed > longest:
+                return False
+        return tokens <= self._max_tokens
 
     def _row(self, seqs: int) -> KnotRow:
         """Build and keep the row of a batch size."""
@@ -129,9 +138,8 @@ class KernelStepModel:
         self._rows[seqs] = row
         return row
 
-    def _decode_ns(self, shape: StepShape) -> int:
+    def _decode_ns(self, seqs: int, ctx_sum: int, ctx_max: int) -> int:
         """A step of these decodes alone."""
-        seqs, ctx_sum, ctx_max = shape[:3]
         step_ns = (self._rows.get(seqs) or self._row(seqs)).step_ns(ctx_sum)
         if seqs >= self._unequal_from:
             mean = ctx_sum // seqs
@@ -139,6 +147,16 @@ class KernelStepModel:
             if distance > 0:
                 step_ns += self._unequal.line(seqs, self._curves[seqs], mean, distance)[0]
         return step_ns
+
+    def _prefill_ns(self, chunks: tuple[PrefillChunk, ...]) -> int:
+        """Attention of the chunks, in all layers."""
+        attention_ns = self._prefill_cache_ns.get(chunks)
+        if attention_ns is None:
+            if len(self._prefill_cache_ns) >= MAX_CACHED:
+                self._prefill_cache_ns.clear()
+            attention_ns = round(self._prefill.us(chunks) * self._geometry.layers * NS_PER_US)
+            self._prefill_cache_ns[chunks] = attention_ns
+        return attention_ns
 
     def _dense_ns(self, tokens: int, logits_rows: int) -> int:
         """Everything but attention."""

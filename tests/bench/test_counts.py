@@ -1,0 +1,97 @@
+"""What a run costs, in counts that no machine's load can change: a regression in complexity fails without timing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from cut_down import CUTS, Counted
+
+from ttsim_des.records.arrow import numpy_column
+
+RunCut = Callable[[str, str], Counted]
+# A third above what is.
+EVENTS_PER_CHANGE = {"tts": 2.0, "reasoning": 1.8, "chat": 3.6, "pressure": 1.4, "million": 2.0}
+EVENTS_PER_REQUEST = {"tts": 2.5, "reasoning": 2.0, "chat": 9.0, "pressure": 9.0, "million": 2.5}
+
+
+def expanded(table: pa.Table, columns: tuple[str, ...], start: str, first: str, increment: str) -> str:
+    """Digest of one line per step of a table of runs: where it starts, its value, and `columns`."""
+    steps = numpy_column(table["steps"])
+    index = np.arange(steps.sum()) - np.repeat(np.cumsum(steps) - steps, steps)
+    firsts, increments, starts = (np.repeat(numpy_column(table[name]), steps) for name in (first, increment, start))
+    at = starts + index * firsts + increments * (index * (index - 1) // 2)
+    if start == "delivered_ns":  # the gap of delivery j ends there: the first lies at delivered_ns itself
+        at = at + index * increments
+    lines = [at, firsts + index * increments, *(np.repeat(numpy_column(table[name]), steps) for name in columns)]
+    return hashlib.sha256(np.stack(lines)[:, np.lexsort(lines[::-1])].tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("case", CUTS)
+def test_leap_and_step_write_the_same(case: str, run_cut: RunCut, bench: ModuleType, tmp_path: Path) -> None:
+    digests = []
+    for stepping in ("leap", "step"):
+        result = run_cut(case, stepping).result
+        result.save(tmp_path / stepping)
+        files = {name: bench.digest(tmp_path / stepping / f"{name}.parquet") for name in ("queries", "requests")}
+        steps = ("decode_seqs", "prefill_seqs", "prefill_tokens", "running", "waiting", "preempted", "in_domain")
+        files["steps"] = expanded(result.tables.steps, steps, "start_ns", "period_ns", "period_increment_ns")
+        files["gaps"] = expanded(result.tables.token_gaps, ("seqs",), "delivered_ns", "gap_ns", "increment_ns")
+        digests.append(files)
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("case", CUTS)
+def test_events_follow_changes_of_the_batch(case: str, run_cut: RunCut) -> None:
+    counts = run_cut(case, "leap").counts
+    assert counts["simpy_events"] <= EVENTS_PER_CHANGE[case] * counts["batch_changes"]
+    assert counts["simpy_events"] <= EVENTS_PER_REQUEST[case] * counts["requests"]
+
+
+@pytest.mark.parametrize("case", ["tts", "reasoning", "pressure"])
+def test_stepping_pays_for_every_step(case: str, run_cut: RunCut) -> None:
+    leap, step = run_cut(case, "leap"), run_cut(case, "step")
+    assert leap.counts["batch_changes"] == step.counts["batch_changes"]
+    assert step.counts["simpy_events"] > 4 * leap.counts["simpy_events"]
+
+
+@pytest.mark.parametrize("case", ["tts", "reasoning"])
+def test_longer_outputs_need_no_more_events(case: str, bench: ModuleType) -> None:
+    """Ten times the tokens between the same number of changes."""
+    from ttsim_des import api
+
+    events = []
+    for mean in (300, 3000):
+        rate = f"workload.arrivals.rate_per_s={300 / mean}"
+        loaded = bench.load_case(case, "leap", 1.0, [*CUTS[case][:1], f"workload.output.mean={mean}", rate])
+        events.append(api.run(loaded).simpy_events)
+    assert events[1] < 1.3 * events[0]
+
+
+@pytest.mark.parametrize("case", ["tts", "reasoning", "million"])
+def test_questions_to_the_step_model_follow_leaps(case: str, run_cut: RunCut) -> None:
+    """A leap asks once, and again where its run meets a knot: seldom."""
+    counted = run_cut(case, "leap")
+    leaps = int((numpy_column(counted.result.tables.steps["steps"]) > 1).sum())
+    assert counted.model.runs <= 1.4 * counted.counts["batch_changes"]
+    assert counted.model.runs <= 1.2 * leaps
+
+
+def test_pressure_is_pressure(run_cut: RunCut) -> None:
+    counted = run_cut("pressure", "leap")
+    assert counted.counts["preemptions"] >= counted.counts["requests"]
+    assert max(numpy_column(counted.result.tables.requests["recomputed_tokens"])) > 0
+
+
+def test_the_count_of_changes_is_what_it_says(run_cut: RunCut) -> None:
+    """Every change happens between two steps of which one differs from the other, or at an idle engine."""
+    counted = run_cut("chat", "leap")
+    requests = counted.result.tables.requests
+    instants = {time for name in ("queued_ns", "first_token_ns", "finish_ns") for time in requests[name].to_pylist()}
+    assert counted.counts["batch_changes"] == len(instants - {-1})
+    assert counted.counts["preemptions"] == 0
