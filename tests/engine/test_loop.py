@@ -169,3 +169,24 @@ def test_requests_that_arrive_together_start_together_and_in_order_of_their_ids(
             world.ask(name, 4, 1, at_ns=5)
 
     assert [list(step) for step in play(build).steps] == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("host", [HostOverhead(), HostOverhead(100, 0, 30, 0)], ids=["free host", "host"])
+def test_an_input_at_any_instant_is_seen_by_the_first_schedule_not_before_it(
+    async_scheduling: bool, host: HostOverhead
+) -> None:
+    step_ns, until = 1_000, 6_000
+    alone = play(lambda world: world.ask("a", 4, 20), host=host, step_ns=step_ns, async_scheduling=async_scheduling)
+    # The engine looks at its inputs whenever a step is back and handled.
+    looks = [end_ns + host.update_ns(1) for end_ns in alone.ends_ns]
+    for instant in {edge for look in looks for edge in (look - 31, look - 30, look - 1, look, look + 1)}:
+        if not step_ns < instant < until:
+            continue
+
+        def build(world: World, instant: int = instant) -> None:
+            world.ask("a", 4, 20)
+            world.ask("b", 4, 3, at_ns=instant)
+
+        world = play(build, host=host, step_ns=step_ns, async_scheduling=async_scheduling)
+        assert world.requests["b"].queued_ns == min(look for look in looks if look >= instant)

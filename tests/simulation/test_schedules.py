@@ -225,6 +225,18 @@ def test_reaching_what_has_ended_before_returns_at_once() -> None:
     assert world([4], [[3]], strategy=strategy, latency=FLAT).queries[0]["finish_ns"] == 3 * MS
 
 
+def test_reaching_one_of_several_counts() -> None:
+    def strategy(query: Query) -> Generator[Wait, list[Sample], Sample | None]:
+        one = query.spawn(tell_at=[2, 5, 7])
+        yield query.reach(one, 5)
+        query.cancel([one])
+        return None
+
+    seen = world([4], [[9]], strategy=strategy, latency=FLAT)
+    assert seen.queries[0]["finish_ns"] == seen.requests[0]["finish_ns"] == 5 * MS
+    assert seen.requests[0]["output_tokens"] == 5
+
+
 def test_rounds_follow_each_other_without_a_gap() -> None:
     def rounds(query: Query) -> Generator[Wait, list[Sample], Sample | None]:
         sample = None
