@@ -36,8 +36,7 @@ def checkout(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in ("profiles", "scenarios", "tools", "traces"):
         shutil.copytree(ROOT / name, folder / name)
-    (folder / "tests").mkdir()
-    (folder / "tests" / "recorded").symlink_to(ROOT / "tests" / "recorded")
+    (folder / "tests").symlink_to(ROOT / "tests")
     return folder
 
 
