@@ -5,10 +5,14 @@ A step is written as {request: (tokens, computed before)}, in schedule order.
 
 from __future__ import annotations
 
+import pytest
 from engine_rig import MS, World, play
 
 from ttsim_des.engine.request import Request
 from ttsim_des.engine.request_queue import PriorityQueue
+
+BOTH_POLICIES = pytest.mark.parametrize("policy", ["fcfs", "priority"])
+"""The engine core plans preemption by different code for the two."""
 
 
 def ordered(*steps: dict[str, tuple[int, int]]) -> list[list[tuple[str, tuple[int, int]]]]:
@@ -210,13 +214,20 @@ def test_fcfs_preempts_the_latest_admitted_and_resumes_it_first() -> None:
     assert world.tokens_ns["c"] == [MS, 4 * MS, 5 * MS]
 
 
-def test_nobody_is_admitted_in_a_step_that_preempts() -> None:
+@BOTH_POLICIES
+def test_nobody_is_admitted_in_a_step_that_preempts(policy: str) -> None:
     def build(world: World) -> None:
         world.ask("a", 4, 4)
-        world.ask("b", 4, 4)
+        world.ask("b", 4, 4, priority=1)
 
     # b leaves a block free, enough for the first chunk of its return; it must wait for the next step all the same.
-    world = play(build, usable_blocks=3, scheduler_reserve_full_isl=False, long_prefill_token_threshold=4)
+    world = play(
+        build,
+        usable_blocks=3,
+        scheduler_reserve_full_isl=False,
+        long_prefill_token_threshold=4,
+        scheduling_policy=policy,
+    )
     assert schedule(world)[1:3] == ordered({"a": (1, 4)}, {"a": (1, 5), "b": (4, 0)})
     assert world.victims[1] == ["b"]
 
@@ -482,24 +493,26 @@ def test_a_token_in_flight_is_delivered_although_its_request_was_preempted() -> 
     assert world.requests["b"].preemptions == 1
 
 
-def test_a_request_whose_last_token_is_in_flight_is_skipped_also_when_blocks_run_out() -> None:
+@BOTH_POLICIES
+def test_a_request_whose_last_token_is_in_flight_is_skipped_also_when_blocks_run_out(policy: str) -> None:
     def build(world: World) -> None:
         world.ask("a", 4, 2)
-        world.ask("b", 7, 4)
+        world.ask("b", 7, 4, priority=1)
 
-    world = play(build, usable_blocks=4, async_scheduling=True)
+    world = play(build, usable_blocks=4, async_scheduling=True, scheduling_policy=policy)
     # The third step is planned while a's second and last token is being computed; b finds no third block.
     assert schedule(world)[:3] == ordered({"a": (4, 0), "b": (7, 0)}, {"a": (1, 4), "b": (1, 7)}, {})
     assert world.victims[2] == ["b"]
     assert world.requests["a"].computed_tokens == 5
 
 
-def test_a_request_at_max_model_len_is_skipped_also_when_blocks_run_out() -> None:
+@BOTH_POLICIES
+def test_a_request_at_max_model_len_is_skipped_also_when_blocks_run_out(policy: str) -> None:
     def build(world: World) -> None:
         world.ask("a", 8, 100)
-        world.ask("b", 3, 4)
+        world.ask("b", 3, 4, priority=1)
 
-    world = play(build, usable_blocks=4, max_model_len=10, async_scheduling=True)
+    world = play(build, usable_blocks=4, max_model_len=10, async_scheduling=True, scheduling_policy=policy)
     assert schedule(world)[:3] == ordered({"a": (8, 0), "b": (3, 0)}, {"a": (1, 8), "b": (1, 3)}, {})
     assert world.victims[2] == ["b"]
     assert (world.requests["a"].num_output_tokens, world.requests["a"].computed_tokens) == (2, 9)
