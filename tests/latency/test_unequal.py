@@ -154,7 +154,7 @@ def _profile_with(tmp_path: Path, table: str) -> Path:
 
 def test_a_profile_may_bring_its_own_parameters(tmp_path: Path) -> None:
     table = "[unequal_contexts]\nsms = 188\nstream_bytes_per_s = 12e9\nlaunch_us = 2.5\n"
-    assert read_profile(_profile_with(tmp_path, table)).meta.kv_stream == StreamRate(188, 12e9, 2.5)
+    assert read_profile(_profile_with(tmp_path, table)).meta.kv_stream == StreamRate(188, 12e9, 2.5, is_measured=True)
 
 
 def test_a_profile_without_them_gets_the_defaults(tmp_path: Path) -> None:

@@ -201,6 +201,7 @@ def _step_model(
         if scenario.latency.affine is None:
             raise bad_input("the affine model needs its coefficients", key="latency.affine", expected="a table")
         return affine_step_model(scenario.latency.affine)
+    asked = scenario.latency.unequal_contexts
     return KernelStepModel(
         profile,
         geometry,
@@ -210,7 +211,7 @@ def _step_model(
         max_context=config.max_model_len,
         graph_tokens=min(engine.graph_tokens, 2 * config.max_num_seqs, config.max_num_batched_tokens),
         gap_ns=engine.step_gap_ns,
-        unequal_contexts=scenario.latency.unequal_contexts,
+        unequal_contexts=profile.meta.kv_stream.is_measured if asked is None else asked,
     )
 
 

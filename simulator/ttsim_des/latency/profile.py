@@ -139,7 +139,8 @@ def _kv_stream(path: Path, table: Mapping[str, Any]) -> StreamRate:
     share = STREAM_SHARE * float(table["bandwidth_bytes_per_s"]) / sms
     rate = _positive(path, "stream_bytes_per_s", given.get("stream_bytes_per_s", share))
     launch_us = given.get("launch_us", 0)
-    return StreamRate(sms, rate, _positive(path, "launch_us", launch_us) if launch_us else 0.0)
+    launch_us = _positive(path, "launch_us", launch_us) if launch_us else 0.0
+    return StreamRate(sms, rate, launch_us, is_measured="stream_bytes_per_s" in given)
 
 
 def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, Columns]:

@@ -32,11 +32,15 @@ _SHIFTS = tuple(min(max(bits - 3, 6), 10) for bits in range(64))
 
 @dataclass(frozen=True, slots=True)
 class StreamRate:
-    """How one thread block reads a KV cache: SMs of the GPU, bytes per second of one block, time before the first."""
+    """How one thread block reads a KV cache: SMs of the GPU, bytes per second of one block, time before the first.
+
+    `is_measured`: by batches of unequal contexts on this GPU; else the rate is derived from its bandwidth.
+    """
 
     sms: int
     bytes_per_s: float
     launch_us: float = 0.0
+    is_measured: bool = False
 
 
 class Piece(NamedTuple):

@@ -157,8 +157,10 @@ class Latency(Table):
     """The step model: `kernels` composes the GPU's profile, `affine` is five coefficients."""
 
     model: Literal["kernels", "affine"] = "kernels"
-    unequal_contexts: bool = True
-    """`kernels`: the longest context of a large decode batch holds it up; false: all contexts count as their mean."""
+    unequal_contexts: bool | None = None
+    """`kernels`: the longest context of a large decode batch holds it up; false: all contexts count as their mean.
+
+    When absent: true where the GPU's profile measured it, else false."""
     affine: AffineLatency | None = None
 
 
