@@ -49,7 +49,9 @@ def check(world, *, model=None):
             simulated = product.simulated(world, stepping, model)
             found[stepping] = product.facts(simulated.tables)
         except Exception as error:
-            return Verdict(f"{stepping} fails", f"{stepping}: {type(error).__name__}: {error}", counts)
+            return Verdict(
+                f"{stepping} fails: {type(error).__name__}", f"{stepping}: {type(error).__name__}: {error}", counts
+            )
         counts[f"SimPy events, {stepping}"] = simulated.simpy_events
         if stepping == "leap":
             counts["runs of more than one step"] = sum(n > 1 for n in simulated.tables.steps["steps"].to_pylist())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections import Counter
+from pathlib import Path
 
 import differ
 import faults
@@ -12,6 +14,7 @@ import product
 import pytest
 import worlds
 
+FOUND = Path(__file__).parent / "found"
 SEED = 3
 WORLDS = 1_000
 FAULT_WORLDS = 400
@@ -59,6 +62,12 @@ def test_leap_equals_step_equals_oracle():
     kinds = Counter(verdict.kind for _, verdict in wrong)
     first = f"world {wrong[0][0]} of seed {SEED}: {wrong[0][1].text}" if wrong else ""
     assert not wrong, f"{len(wrong)} of {WORLDS} worlds differ: {dict(kinds)}\n{first}"
+
+
+@pytest.mark.parametrize("path", sorted(FOUND.glob("*.json")), ids=lambda path: path.stem)
+def test_world_that_once_differed(path):
+    """Worlds that found something, made small by hand or by `shrink`."""
+    assert differ.check(json.loads(path.read_text())).text == ""
 
 
 def test_rare_things_happened():
