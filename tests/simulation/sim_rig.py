@@ -68,6 +68,8 @@ def world(
     concurrency: int | None = None,
     turnaround_ns: int = 0,
     ingest_ns: int = 0,
+    update_step_ns: int = 0,
+    update_sequence_ns: int = 0,
     replicas: int = 1,
     router: str = "round_robin",
     max_tokens: int = 1_000,
@@ -103,7 +105,9 @@ def world(
         deployment = SimpleNamespace(
             engine_config=EngineConfig(num_gpu_blocks=usable_blocks + 1, **config),
             step_model=AffineStepModel(**latency),
-            host=HostOverhead(request_ns=ingest_ns),
+            host=HostOverhead(
+                update_step_ns=update_step_ns, update_sequence_ns=update_sequence_ns, request_ns=ingest_ns
+            ),
         )
         times = None if concurrency is not None else iter(arrivals_ns or [0] * len(prompts))
         custom: dict[str, Callable[..., Any]] = {} if isinstance(strategy, str) else {"custom": strategy}
