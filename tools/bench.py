@@ -2,11 +2,13 @@
 
     python tools/bench.py --case tts --json
     python tools/bench.py --case pressure --scale 0.2 --hot 25
+    python tools/bench.py --table
 
 Loads the scenario, simulates, computes all metrics and writes the run directory (to a temporary folder), counting CPU
 seconds of this process. A calibration (a bare heap loop and bare SimPy events, before and after) tells how fast the
 machine was meanwhile; every speed is also given as a ratio to it. `--hot` profiles instead: what took longest.
-docs/performance.md explains the fields. Exit code 2 for a case that cannot be run.
+`--table` runs every case but `million` in a process of its own and prints the table of docs/performance.md, which
+explains the fields.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import gc
 import hashlib
 import json
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +32,13 @@ if TYPE_CHECKING:
 
 CASES = ("tts", "reasoning", "chat", "pressure", "million")
 SPEEDS = ("output_tokens_per_cpu_s", "requests_per_cpu_s", "batch_changes_per_cpu_s")
+TARGETS = {
+    "tts": ("output_tokens_per_cpu_s", 60e6, 140e6),
+    "reasoning": ("output_tokens_per_cpu_s", 200e6, 500e6),
+    "chat": ("requests_per_cpu_s", 15_000, 40_000),
+    "pressure": ("cpu_us_per_request", 300, 120),
+}
+"""What each case must reach, and the goal."""
 KIB_PER_MIB = 1024
 HEAP_SIZE = 1000
 CALIBRATION_CPU_S = 0.2
@@ -37,13 +47,19 @@ CALIBRATION_CPU_S = 0.2
 def main() -> int:
     """Run one case and print its figures."""
     parser = argparse.ArgumentParser(description="Time the simulator on a case of scenarios/bench.")
-    parser.add_argument("--case", choices=CASES, required=True)
+    parser.add_argument("--case", choices=CASES)
     parser.add_argument("--stepping", choices=("leap", "step"), default="leap")
     parser.add_argument("--scale", type=float, default=1.0, help="simulate this share of the case's queries")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--hot", type=int, metavar="N", help="profile, and print the N functions that took longest")
+    parser.add_argument("--table", action="store_true", help="all cases but million, as a Markdown table")
     arguments = parser.parse_args()
+    if arguments.table:
+        print_table(arguments.scale)
+        return 0
+    if arguments.case is None:
+        parser.error("one of --case and --table is needed")
 
     loaded = load_case(arguments.case, arguments.stepping, arguments.scale, arguments.overrides)
     if arguments.hot:
@@ -58,6 +74,25 @@ def main() -> int:
     return 0
 
 
+def print_table(scale: float) -> None:
+    """Every case with a target, measured in a fresh process each, beside what it must reach."""
+    print("| case | figure | must | goal | measured | CPU s | start-up CPU s | MB | mean batch | events / change |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    heap: list[float] = []
+    for case, (field, must, goal) in TARGETS.items():
+        command = [sys.executable, __file__, "--case", case, "--scale", str(scale), "--json"]
+        figures = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        heap.append(figures["calibration"]["heap_ops_per_cpu_s"])
+        per_change = figures["simpy_events"] / figures["batch_changes"]
+        print(
+            f"| {case} | {field} | {must:,.0f} | {goal:,.0f} | {figures[field]:,.0f} | {figures['cpu_s']:.2f} | "
+            f"{figures['startup_cpu_s']:.2f} | {figures['peak_rss_mb']:.0f} | {figures['mean_batch']:.1f} | "
+            f"{per_change:.2f} |",
+            flush=True,
+        )
+    print(f"\nCalibration: {sum(heap) / len(heap) / 1e6:.2f} M heap operations per CPU second.")
+
+
 def load_case(case: str, stepping: str, scale: float, overrides: list[str]) -> LoadedScenario:
     """The case's scenario with a share of its queries, and everything imported that a run needs."""
     from ttsim_des import api, assets
@@ -70,13 +105,19 @@ def load_case(case: str, stepping: str, scale: float, overrides: list[str]) -> L
     return api.load(path, given)
 
 
-def run_case(loaded: LoadedScenario, folder: Path) -> Result:
-    """What `ttsim-des run` does: simulate, compute all metrics, write the run directory `folder`/run."""
+def run_case(loaded: LoadedScenario, folder: Path) -> tuple[Result, dict[str, float]]:
+    """What `ttsim-des run` does: simulate, compute all metrics, write the run directory `folder`/run; CPU s of each."""
     from ttsim_des import api
 
+    clock_s = [time.process_time()]
     result = api.run(loaded)
+    clock_s.append(time.process_time())
+    assert result.summary
+    clock_s.append(time.process_time())
     result.save(folder / "run")
-    return result
+    clock_s.append(time.process_time())
+    stages = ("simulate", "metrics", "write")
+    return result, {name: round(clock_s[at + 1] - clock_s[at], 3) for at, name in enumerate(stages)}
 
 
 def measure(loaded: LoadedScenario) -> dict[str, Any]:
@@ -85,7 +126,7 @@ def measure(loaded: LoadedScenario) -> dict[str, Any]:
     before = calibrate()
     with tempfile.TemporaryDirectory() as folder:
         start_cpu_s = time.process_time()
-        result = run_case(loaded, Path(folder))
+        result, stages = run_case(loaded, Path(folder))
         cpu_s = time.process_time() - start_cpu_s
         peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB_PER_MIB
         digests = {file.stem: digest(file) for file in sorted((Path(folder) / "run").glob("*.parquet"))}
@@ -98,6 +139,7 @@ def measure(loaded: LoadedScenario) -> dict[str, Any]:
         "batch_changes_per_cpu_s": round(counts["batch_changes"] / cpu_s, 1),
         "cpu_us_per_request": round(1e6 * cpu_s / counts["requests"], 1),
         "cpu_s": round(cpu_s, 3),
+        "stages_cpu_s": stages,
         "startup_cpu_s": round(startup_cpu_s, 3),
         "peak_rss_mb": round(peak_rss_mb, 1),
         **counts,
@@ -188,18 +230,24 @@ def profile(loaded: LoadedScenario, functions: int) -> None:
     gc.collect()
     with tempfile.TemporaryDirectory() as folder:
         profiler.enable()
-        run_case(loaded, Path(folder))
+        result, _ = run_case(loaded, Path(folder))
         profiler.disable()
     stats = pstats.Stats(profiler)
     stats.sort_stats("tottime").print_stats(functions)
     entries: dict[Any, Any] = stats.stats  # type: ignore[attr-defined]  # no stub
     total_s = sum(entry[2] for entry in entries.values())
-    rooms: dict[str, float] = {}
+    calls = sum(entry[1] for entry in entries.values())
+    requests = result.tables.requests.num_rows
+    own_s: dict[str, float] = {}
+    calls_of: dict[str, int] = {}
     for (file, _, name), entry in entries.items():
-        rooms[room(file, name)] = rooms.get(room(file, name), 0.0) + entry[2]
-    print(f"share of own time by module, of {total_s:.2f} s:")
-    for name, own_s in sorted(rooms.items(), key=lambda item: -item[1])[:functions]:
-        print(f"  {100 * own_s / total_s:5.1f} %  {name}")
+        module = room(file, name)
+        own_s[module] = own_s.get(module, 0.0) + entry[2]
+        calls_of[module] = calls_of.get(module, 0) + entry[1]
+    print(f"{requests} requests, {calls / requests:.0f} function calls and {1e6 * total_s / requests:.0f} us a request")
+    print("own time  calls/request  module")
+    for name, seconds in sorted(own_s.items(), key=lambda item: -item[1])[:functions]:
+        print(f"{100 * seconds / total_s:6.1f} %  {calls_of[name] / requests:13.2f}  {name}")
 
 
 def room(file: str, function: str) -> str:
