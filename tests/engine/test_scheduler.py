@@ -410,7 +410,6 @@ def test_a_score_ends_with_its_prompt() -> None:
         assert score.computed_tokens == 10
 
 
-@pytest.mark.xfail(strict=True, reason="a score counts a token that it does not have when its reason is set")
 def test_a_score_ends_by_its_cap() -> None:
     def build(world: World) -> None:
         world.ask("score", 10, 1, max_tokens=0)

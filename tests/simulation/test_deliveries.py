@@ -20,7 +20,6 @@ def test_a_result_is_delivered_when_it_has_been_handled(async_scheduling: bool) 
     assert seen.queries[0]["finish_ns"] == MS + 400_000  # at the client
 
 
-@pytest.mark.xfail(strict=True, reason="a join over replicas ends with the last step, not with the last delivery")
 @BOTH_LOOPS
 def test_a_join_over_replicas_ends_with_the_last_delivery(async_scheduling: bool) -> None:
     seen = world(
@@ -39,7 +38,6 @@ def test_a_join_over_replicas_ends_with_the_last_delivery(async_scheduling: bool
     assert seen.queries[0]["straggler_request_id"] == 2
 
 
-@pytest.mark.xfail(strict=True, reason="a sample is done for its client as soon as its last step ends")
 def test_a_strategy_does_not_see_a_result_before_its_delivery() -> None:
     seen_done: list[bool] = []
 
@@ -56,7 +54,6 @@ def test_a_strategy_does_not_see_a_result_before_its_delivery() -> None:
     assert seen.queries[0]["straggler_request_id"] == 0
 
 
-@pytest.mark.xfail(strict=True, reason="tokens of a decoding request are counted when it leaves its batch")
 def test_a_strategy_sees_how_many_tokens_a_running_sample_has() -> None:
     counts: list[int] = []
 

@@ -16,7 +16,10 @@ from ttsim_des.engine.batch import DecodeBatch
 from ttsim_des.engine.config import EngineConfig
 from ttsim_des.engine.request import Outcome, Place, Request, Scheduled, Status
 from ttsim_des.engine.scheduler import Plan, Scheduler
+from ttsim_des.errors import NotValidError
 from ttsim_des.latency.shape import PrefillChunk, StepShape
+
+MAX_FRUITLESS_PREEMPTIONS = 10_000
 
 
 @dataclass(slots=True)
@@ -56,6 +59,7 @@ class EngineCore:
         self._popped = -1
         self._last_pop_ns = -1
         self._is_explicit = False
+        self._fruitless_preemptions = 0
         self._prefilling: list[Request] = []
         self._joining: list[Request] = []
         self._draining: list[Request] = []
@@ -88,7 +92,18 @@ class EngineCore:
         if plan is None:
             self._make_explicit()
             plan = self.scheduler.schedule()
+        if plan.preempted:
+            self._check_progress(len(plan.preempted))
         return plan
+
+    def _check_progress(self, num_preempted: int) -> None:
+        """Without reserve_full_isl prompts can preempt each other for ever, as in the real engine: say so."""
+        self._fruitless_preemptions += num_preempted
+        if self._fruitless_preemptions > MAX_FRUITLESS_PREEMPTIONS:
+            raise NotValidError(
+                f"{self._fruitless_preemptions} preemptions without a single token: requests take each other's KV "
+                "blocks for ever; set engine.scheduler_reserve_full_isl = true or raise engine.num_gpu_blocks"
+            )
 
     def launch(self, plan: Plan) -> StepShape:
         """The planned step goes to the device; returns its shape."""
@@ -335,6 +350,8 @@ class EngineCore:
                 self._last_pop_ns = now_ns
                 self._deliver_ends(step.stale, now_ns, delivery)
             self._last_pop_ns = now_ns
+            if delivery.gaps or delivery.finished or step.firsts:
+                self._fruitless_preemptions = 0
         return delivery
 
     def _stamp(self, step: Step, now_ns: int, gaps: dict[int, int]) -> None:
@@ -367,7 +384,7 @@ class EngineCore:
                     _stamp_token(request, now_ns, delivery.gaps)
                     self._report(request, request.num_output_tokens, delivery)
             else:
-                self._report(request, step - request.token_zero, delivery)
+                self._report(request, step - request.token_zero if request.max_tokens else 0, delivery)
 
     def _report(self, request: Request, num_output: int, delivery: Delivery) -> None:
         """A request has `num_output` tokens: has it passed a milestone, has it ended?"""
@@ -402,6 +419,12 @@ class EngineCore:
     def _end(self, request: Request, status: Status) -> None:
         self.scheduler.finish(request, status)
         del self._outcomes[request.request_id]
+
+    def num_output_tokens(self, request: Request, more_pops: int) -> int:
+        """Output tokens of a request after `more_pops` more pops than have been taken (-1: before the last one)."""
+        if request.place in (Place.ELSEWHERE, Place.PREFILLING):
+            return request.num_output_tokens
+        return max(self._popped + more_pops, request.join_step - 1) - request.token_zero
 
     # ---- leaping ----
 

@@ -71,6 +71,13 @@ class Leap:
         """When pop `index` (from 0) happens."""
         return self.start_ns(index) if self.is_async else self.end_ns(index)
 
+    def last_look_ns(self) -> int:
+        """When the engine looks at its inputs for the last time before the last pop; -1 when there is one pop only."""
+        before = self.pops - 2
+        if before < 0:
+            return -1
+        return self.pop_ns(before) + (self.update_ns if before else self.first_update_ns)
+
     def first_pop_seeing(self, time_ns: int) -> int:
         """The first pop after which the engine's look at its inputs is not before `time_ns`; else the last."""
         if self.pop_ns(0) + self.first_update_ns >= time_ns:

@@ -78,6 +78,8 @@ class Replica:
         self._ends_ns: deque[int] = deque()
         """When the steps in flight end on the device; 0 for empty ones, which cost host time only."""
         self._device_free_ns = 0
+        self._delivered_ns = 0
+        """When the tokens of the last pop reach the client."""
         self._idle = True
         self.idle_since_ns = 0
         self._leap: Leap | None = None
@@ -107,6 +109,13 @@ class Replica:
             self._at(now_ns, Phase.SCHEDULE, self._on_schedule)
         elif self._leap is not None:
             self._cut_leap(self._leap, now_ns)
+
+    def delivered_tokens(self, request: Request) -> int:
+        """Output tokens of a request that have reached its client by now."""
+        now_ns = self._timeline.now_ns
+        if self._leap is not None:
+            return self.core.num_output_tokens(request, self._leap.first_pop_seeing(now_ns + 1))
+        return self.core.num_output_tokens(request, -1 if now_ns < self._delivered_ns else 0)
 
     # ---- the loop ----
 
@@ -206,9 +215,10 @@ class Replica:
         for request in delivery.milestones:
             self._listener.on_milestone(request, now_ns + update_ns)
         for request in delivery.finished:
-            request.finish_ns = now_ns
+            request.finish_ns, request.delivered_ns = now_ns, now_ns + update_ns
             self._listener.on_finish(request, now_ns + update_ns)
-        return now_ns + update_ns
+        self._delivered_ns = now_ns + update_ns
+        return self._delivered_ns
 
     def _drain(self, now_ns: int) -> None:
         for _, request, outcome in self._inbox:
@@ -244,7 +254,10 @@ class Replica:
 
     def _await_leap(self, leap: Leap) -> None:
         leap.last_pop_ns = leap.pop_ns(leap.pops - 1)
-        self._leap_end = self._at(leap.last_pop_ns, Phase.STEP_END, self._on_leap_end)
+        # A host that needs no time to schedule but sets the pace pops a step as soon as it has launched the next: then
+        # the schedule at this instant, and the inputs that it sees, come first.
+        phase = Phase.SCHEDULE if leap.last_pop_ns == leap.last_look_ns() else Phase.STEP_END
+        self._leap_end = self._at(leap.last_pop_ns, phase, self._on_leap_end)
 
     def _cut_leap(self, leap: Leap, now_ns: int) -> None:
         """An input came: end the leap at the first schedule that can see it."""

@@ -93,6 +93,8 @@ class Request:
     first_token_ns: int = -1
     last_token_ns: int = -1
     finish_ns: int = -1
+    delivered_ns: int = -1
+    """When its client side could act on its end; not for cancelled ones."""
     finish_reason: str = ""
     cached_tokens: int = 0
     first_hit_tokens: int = -1

@@ -104,6 +104,7 @@ class Scheduler:
                     freed_budget += entry.num_tokens
                     freed_before += 1
                     victim.computed_tokens -= entry.num_tokens
+                    victim.recomputed_tokens -= _num_recomputed(victim, entry.computed_before)
                     victim.num_computed_tokens = entry.computed_before
                     del plan.entries[position]
                     break
@@ -169,8 +170,7 @@ class Scheduler:
         samples = computed == request.num_tokens + request.num_output_placeholders
         request.num_computed_tokens = computed
         request.computed_tokens += num_tokens
-        if computed_before < request.high_water_tokens:
-            request.recomputed_tokens += min(computed, request.high_water_tokens) - computed_before
+        request.recomputed_tokens += _num_recomputed(request, computed_before)
         if samples and self.config.async_scheduling and request.max_tokens:
             request.num_output_placeholders += 1
         return Scheduled(request, num_tokens, computed_before, samples, request.preemptions)
@@ -184,3 +184,8 @@ class Scheduler:
         self.kv.free(request)
         request.status = status
         self.has_finished_unreported = True
+
+
+def _num_recomputed(request: Request, computed_before: int) -> int:
+    """Of the tokens computed on top of `computed_before`, those that had been computed before a preemption."""
+    return max(0, min(request.num_computed_tokens, request.high_water_tokens) - computed_before)

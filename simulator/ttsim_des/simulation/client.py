@@ -68,17 +68,30 @@ class Client:
     # ---- what engines report ----
 
     def on_finish(self, request: Request, delivered_ns: int) -> None:
-        """A request has ended by itself."""
-        self._end_sample(request, delivered_ns)
+        """A request has ended by itself; its client learns of it at `delivered_ns`."""
+        self._deliver(request, delivered_ns, lambda: self._end_sample(request, delivered_ns))
 
     def on_milestone(self, request: Request, delivered_ns: int) -> None:
-        """A request has reached one of its `tell_at` counts."""
+        """A request has reached one of its `tell_at` counts; its client learns of it at `delivered_ns`."""
+        num_output = request.num_output_tokens
+        self._deliver(request, delivered_ns, lambda: self._pass_milestone(request, num_output, delivered_ns))
+
+    def _deliver(self, request: Request, delivered_ns: int, take: Callable[[], None]) -> None:
+        """Let the client `take` a result when it is delivered: at once where nothing can happen until then."""
+        timeline = self._timeline
+        if delivered_ns == timeline.now_ns or timeline.is_quiet_until(delivered_ns):
+            take()
+        elif request.request_id in self._samples:
+            replica = self._samples[request.request_id][1].replica
+            timeline.at(delivered_ns, Phase.STEP_END, replica, lambda _: take())
+
+    def _pass_milestone(self, request: Request, num_output: int, now_ns: int) -> None:
         if request.request_id not in self._samples:
             return  # given up
         run, sample = self._samples[request.request_id]
         wait = run.waits_for
-        if isinstance(wait, Reach) and wait.sample is sample and request.num_output_tokens >= wait.tokens:
-            self._wake(run, [sample], delivered_ns)
+        if isinstance(wait, Reach) and wait.sample is sample and num_output >= wait.tokens:
+            self._wake(run, [sample], now_ns)
 
     def _end_sample(self, request: Request, now_ns: int) -> None:
         if request.request_id not in self._samples:
@@ -154,6 +167,9 @@ class Client:
 
         return cancel
 
+    def _read_tokens(self, sample: Sample) -> int:
+        return self.pools[sample.pool].replicas[sample.replica].delivered_tokens(sample.request)
+
     def _make_sample(self, query: Query, pool: str, parent: Sample | None, tell_at: tuple[int, ...]) -> Sample:
         source = self._source.query(query.query_id)
         prompt, prompt_tokens = source.prompt, source.prompt_tokens
@@ -171,6 +187,6 @@ class Client:
             name=f"{len(query.samples)}_{query.query_id}",
         )
         self._num_requests += 1
-        sample = Sample(request, len(query.samples), pool, parent, tell_at)
+        sample = Sample(request, len(query.samples), pool, self._read_tokens, parent, tell_at)
         self._samples[request.request_id] = (self._open[query.query_id], sample)
         return sample

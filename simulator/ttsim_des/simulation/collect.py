@@ -42,9 +42,9 @@ def _query_row(run: QueryRun) -> tuple[int | str, ...]:
     is_answered = run.finish_ns >= 0
     first_tokens = [sample.request.first_token_ns for sample in samples if sample.request.first_token_ns >= 0]
     wasted = [
-        sample.output_tokens
+        sample.request.num_output_tokens
         for sample in samples
-        if sample.is_cancelled or (is_answered and sample.done_ns > run.finish_ns)
+        if sample.is_cancelled or (is_answered and sample.request.delivered_ns > run.finish_ns)
     ]
     return (
         run.query.query_id,
@@ -54,7 +54,7 @@ def _query_row(run: QueryRun) -> tuple[int | str, ...]:
         "finished" if is_answered else "open",
         len(samples),
         samples[0].request.prompt_tokens,
-        sum(sample.output_tokens for sample in samples),
+        sum(sample.request.num_output_tokens for sample in samples),
         sum(wasted),
         _request_id(run.answer) if run.answer else -1,
         _request_id(run.straggler) if run.straggler else -1,

@@ -30,8 +30,9 @@ class Pool:
             loads = [replica.load + entering for replica, entering in zip(self.replicas, self._entering, strict=True)]
             index = self._router.choose(query_id, loads)
         sample.replica = index
-        sample.enters_ns = now_ns = self._timeline.now_ns
+        now_ns = self._timeline.now_ns
         if not self._ingest_ns:
+            sample.has_entered = True
             self.replicas[index].submit(sample.request, outcome)
             return
         enters_ns = sample.enters_ns = max(now_ns, self._server_free_ns[index]) + self._ingest_ns
@@ -42,7 +43,7 @@ class Pool:
     def cancel(self, sample: Sample) -> None:
         """A cancel reaches the sample's engine now, behind the sample itself if that is still entering."""
         replica, request = self.replicas[sample.replica], sample.request
-        if sample.enters_ns <= self._timeline.now_ns:
+        if sample.has_entered:
             replica.cancel(request)
         else:
             self._timeline.at(sample.enters_ns, Phase.ARRIVAL, request.request_id, lambda _: replica.cancel(request))
@@ -50,6 +51,7 @@ class Pool:
     def _enter(self, sample: Sample, outcome: Outcome) -> Callable[[Event], None]:
         def enter(_event: Event) -> None:
             self._entering[sample.replica] -= 1
+            sample.has_entered = True
             self.replicas[sample.replica].submit(sample.request, outcome)
 
         return enter

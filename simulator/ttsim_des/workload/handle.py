@@ -23,13 +23,16 @@ class Sample:
     index: int
     """Within the query, in order of spawning: the sample's draws belong to (query, index)."""
     pool: str
+    read_tokens: Callable[[Sample], int]
+    """How many tokens a sample that is not done has delivered."""
     parent: Sample | None = None
     tell_at: tuple[int, ...] = ()
     done_ns: int = -1
     """When the client learnt that it had ended; -1 before."""
     replica: int = -1
     enters_ns: int = -1
-    """When it reaches its engine's input queue; -1 before it is sent."""
+    """When it reaches its engine's input queue, where the front end takes time; `has_entered` once it has."""
+    has_entered: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -44,7 +47,7 @@ class Sample:
     @property
     def output_tokens(self) -> int:
         """Tokens delivered so far."""
-        return self.request.num_output_tokens
+        return self.request.num_output_tokens if self.is_done else self.read_tokens(self)
 
 
 class Join(NamedTuple):
