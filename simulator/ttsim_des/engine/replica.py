@@ -114,8 +114,8 @@ class Replica:
         """Output tokens of a request that have reached its client by now."""
         now_ns = self._timeline.now_ns
         if self._leap is not None:
-            return self.core.num_output_tokens(request, self._leap.first_pop_seeing(now_ns + 1))
-        return self.core.num_output_tokens(request, -1 if now_ns < self._delivered_ns else 0)
+            return self.core.ledger.num_output_tokens(request, self._leap.first_pop_seeing(now_ns + 1))
+        return self.core.ledger.num_output_tokens(request, -1 if now_ns < self._delivered_ns else 0)
 
     # ---- the loop ----
 
