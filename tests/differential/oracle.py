@@ -13,7 +13,7 @@ from collections import Counter, namedtuple
 from ttsim_des.latency.shape import PrefillChunk, StepShape
 
 STEP_END, NOTICE, REACTION, ARRIVAL, SCHEDULE = range(5)
-"""Order at one instant; NOTICE is a client learning of a result that a step's end brought."""
+"""Order at one instant; NOTICE is a client learning of a result that a step's end brought, by replica."""
 
 Entry = namedtuple("Entry", "request new before samples epoch")
 Step = namedtuple("Step", "entries end")
@@ -412,7 +412,7 @@ class Engine:
                 continue
             if request.outputs in request.tell_at:
                 self.counts["milestones"] += 1
-                self.sim.at(told, NOTICE, 0, lambda r=request, n=request.outputs: self.sim.on_tokens(r, n))
+                self.sim.at(told, NOTICE, self.index, lambda r=request, n=request.outputs: self.sim.on_tokens(r, n))
             self.end_if_done(request, told)
 
     def end_if_done(self, request, told):
@@ -428,7 +428,7 @@ class Engine:
         request.overshoot = max(0, request.computed - useful)
         self.counts["overshoot tokens"] += request.overshoot
         self.end(request, "finished")
-        self.sim.at(told, NOTICE, 0, lambda: self.sim.on_result(request))
+        self.sim.at(told, NOTICE, self.index, lambda: self.sim.on_result(request))
 
 
 class Query:

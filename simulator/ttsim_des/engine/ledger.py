@@ -155,9 +155,7 @@ class Ledger:
         return pops
 
     def num_output_tokens(self, request: Request, more_pops: int) -> int:
-        """Output tokens of a request after `more_pops` more pops than have been taken (-1: before the last one)."""
-        if request.place in (Place.ELSEWHERE, Place.PREFILLING):
-            return request.num_output_tokens
+        """Output tokens of a decoding request after `more_pops` more pops than were taken (-1: before the last one)."""
         return max(self.popped + more_pops, request.join_step - 1) - request.token_zero
 
     # ---- leaving ----

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 from ttsim_des.engine.config import EngineConfig
 from ttsim_des.engine.core import EngineCore
 from ttsim_des.engine.leap import Leap, async_pieces, decode_runs, sync_pieces
-from ttsim_des.engine.request import Outcome, Request, Status
+from ttsim_des.engine.request import Outcome, Place, Request, Status
 from ttsim_des.engine.scheduler import Plan
 from ttsim_des.errors import NotValidError
 from ttsim_des.latency.host import HostOverhead
@@ -112,10 +112,13 @@ class Replica:
 
     def delivered_tokens(self, request: Request) -> int:
         """Output tokens of a request that have reached its client by now."""
-        now_ns = self._timeline.now_ns
-        if self._leap is not None:
-            return self.core.ledger.num_output_tokens(request, self._leap.first_pop_seeing(now_ns + 1))
-        return self.core.ledger.num_output_tokens(request, -1 if now_ns < self._delivered_ns else 0)
+        now_ns, ledger = self._timeline.now_ns, self.core.ledger
+        is_late = now_ns < self._delivered_ns  # the tokens of the last pop are still on their way
+        if request.place in (Place.ELSEWHERE, Place.PREFILLING):
+            return request.num_output_tokens - (is_late and request.last_token_ns == ledger.last_pop_ns)
+        if self._leap is not None and not is_late:
+            return ledger.num_output_tokens(request, self._leap.first_pop_seeing(now_ns + 1))
+        return ledger.num_output_tokens(request, -1 if is_late else 0)
 
     # ---- the loop ----
 
