@@ -101,6 +101,11 @@ class EngineCore:
         seqs = 0 if self._is_explicit else batch.seqs
         decode_seqs = logits_rows = seqs
         ctx_sum, ctx_max = (batch.ctx_sum(step), batch.ctx_max(step)) if seqs else (0, 0)
+        flying = Step(seqs + len(plan.entries))
+        if not plan.entries:
+            flying.firsts, self._late = self._late, []
+            self.in_flight.append(flying)
+            return StepShape(seqs, ctx_sum, ctx_max, (), seqs)
         chunks: list[PrefillChunk] = []
         for entry in plan.entries:
             logits_rows += entry.samples
@@ -111,7 +116,6 @@ class EngineCore:
                 ctx_max = max(ctx_max, context)
             else:
                 chunks.append(PrefillChunk(entry.num_tokens, entry.computed_before))
-        flying = Step(seqs + len(plan.entries))
         if self._is_explicit:
             flying.entries = plan.entries
         else:
@@ -168,9 +172,11 @@ class EngineCore:
         if blocks > kv.num_free_blocks:
             is_intricate = bool(self.ledger.prefilling) or self.config.scheduling_policy == "priority"
             return None if is_intricate else Plan([], self._preempt(step))
-        kv.take(decode_blocks)
+        if decode_blocks:
+            kv.take(decode_blocks)
         plan = Plan([scheduler.commit(request, num_tokens) for request, num_tokens in chunks])
-        scheduler.schedule_waiting(plan, threshold, budget)
+        if len(scheduler.waiting):
+            scheduler.schedule_waiting(plan, threshold, budget)
         return plan
 
     def _preempt(self, step: int) -> list[Request]:

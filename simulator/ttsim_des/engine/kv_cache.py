@@ -11,7 +11,7 @@ Exact block by block: tests/engine/block_oracle.py is the same cache with an obj
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ttsim_des.engine.config import EngineConfig
@@ -150,7 +150,12 @@ class KVCacheManager:
         num_full = num_tokens // self.block_size
         if not self._caching or num_full <= request.num_registered_blocks:
             return
-        for owner, low, high in self._named_blocks(request, request.num_registered_blocks, num_full):
+        named = request.num_registered_blocks
+        if named >= request.prompt_tokens // self.block_size:  # its own output, as at the end of every request
+            pieces: Iterable[tuple[int, int, int]] = ((request.output_owner, named, num_full),)
+        else:
+            pieces = self._named_blocks(request, named, num_full)
+        for owner, low, high in pieces:
             copies = self._extents.setdefault(owner, [])
             last = request.holdings[-1] if request.growing else None
             if last and copies and copies[-1] is last.first and last.first.high == low and last.first.refs == 1:
@@ -170,8 +175,9 @@ class KVCacheManager:
         evicted before its head), the others at its front, or in older engines at the end as well.
         """
         self._put_unnamed(request.num_blocks - request.num_registered_blocks)
-        for holding in reversed(request.holdings):
-            for extent in reversed(list(_extents_of(holding))):
+        for first, blocks in reversed(request.holdings):
+            whole = first.high - first.low == blocks
+            for extent in (first,) if whole else reversed(list(_extents_of(first, blocks))):
                 extent.refs -= 1
                 if not extent.refs:
                     self._link_before(self._queue, extent)
@@ -244,9 +250,9 @@ def _oldest_copy(copies: list[Extent], low: int, high: int) -> Piece | None:
     return None
 
 
-def _extents_of(holding: Holding) -> Iterator[Extent]:
-    extent: Extent | None = holding.first
-    left = holding.blocks
+def _extents_of(first: Extent, blocks: int) -> Iterator[Extent]:
+    extent: Extent | None = first
+    left = blocks
     while left:
         assert extent is not None
         yield extent
