@@ -9,6 +9,7 @@ result.save("runs/four-samples")
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,11 @@ class Result:
         if figures:
             from ttsim_des.report.figures import draw
 
-            draw(path / "figures", summary=self.summary, tables=self.tables, has_steps=True)
+            try:
+                draw(path / "figures", summary=self.summary, tables=self.tables, has_steps=True)
+            except BaseException:  # also when interrupted: a run directory is there in full or not at all
+                shutil.rmtree(path, ignore_errors=True)
+                raise
         return path
 
 

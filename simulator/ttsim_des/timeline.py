@@ -13,9 +13,13 @@ from enum import IntEnum
 import simpy
 from simpy import Event
 
+from ttsim_des.errors import NotValidError
+
 __all__ = ["Event", "Phase", "Timeline"]
 
 _KEY_BITS = 48
+CLOCK_END_NS = 2**62
+"""Later times would not fit the 64-bit columns of the records."""
 
 
 class Phase(IntEnum):
@@ -42,8 +46,12 @@ class Timeline:
     def at(self, time_ns: int, phase: Phase, key: int, callback: Callable[[Event], None]) -> Event:
         """Call `callback` at `time_ns` (not before now), in its phase, in order of `key` (0 <= key < 2**48).
 
-        Returns the event, for `cancel`.
+        Returns the event, for `cancel`. Raises NotValidError beyond the end of the clock.
         """
+        if time_ns > CLOCK_END_NS:
+            raise NotValidError(
+                "simulated time passes 146 years, where the clock ends; shorten step times, waits or the run"
+            )
         env = self._env
         delay_ns = time_ns - env._now
         assert delay_ns >= 0, f"an event in the past: {delay_ns} ns"

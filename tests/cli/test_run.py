@@ -131,3 +131,31 @@ def test_an_interrupted_run_leaves_nothing_and_ends_with_130(tmp_path: Path):
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_beyond_the_clock_ends_with_a_message_and_nothing_written(tmp_path: Path) -> None:
+    out = tmp_path / "late"
+    result = cli("run", "best-of-n", *SMALL, "--set", "frontend.ingest_s=1e9", "--out", str(out))
+    assert (result.exit_code, out.exists()) == (4, False)
+    assert "146 years" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_query_id_beyond_any_is_refused(tmp_path: Path) -> None:
+    assert cli("explain", str(tmp_path), "--query", str(2**63)).exit_code == 2
+
+
+def test_a_run_directory_whose_figures_were_interrupted_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ttsim_des.report.figures as figures
+    from ttsim_des import load, run
+
+    def interrupted(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figures, "draw", interrupted)
+    result = run(load("best-of-n", ["experiment.queries=20"]))
+    with pytest.raises(KeyboardInterrupt):
+        result.save(tmp_path / "run", figures=True)
+    assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ import click
 
 @click.command("explain")
 @click.argument("run")
-@click.option("--query", "query_id", type=click.IntRange(min=0), required=True, help="Id of the query, from 0.")
+@click.option("--query", "query_id", type=click.IntRange(0, 2**63 - 1), required=True, help="Id of the query, from 0.")
 def command(run: str, query_id: int) -> None:
     """Tell the life of one query of the run directory RUN: arrival, queueing, prefill, samples, straggler, answer.
 
