@@ -42,6 +42,11 @@ class DecodeBatch:
         self._phases[request.base % self._block_size] -= 1
         request.is_decoding = False
 
+    def clear(self) -> None:
+        """Forget those that have left; only when nobody decodes. One that comes back does so with another base."""
+        assert not self.seqs
+        self._largest.clear()
+
     def ctx_sum(self, step: int) -> int:
         """The sum of contexts in a step, the step's own tokens included."""
         return self._base_sum + self.seqs * step

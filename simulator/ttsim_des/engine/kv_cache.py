@@ -237,6 +237,8 @@ class KVCacheManager:
     @staticmethod
     def _unlink(extent: Extent) -> None:
         extent.before.after, extent.after.before = extent.after, extent.before
+        # A held extent must not keep those alive that once lay beside it.
+        extent.before = extent.after = _NOWHERE
 
 
 def _oldest_copy(copies: list[Extent], low: int, high: int) -> Piece | None:
@@ -258,3 +260,6 @@ def _extents_of(first: Extent, blocks: int) -> Iterator[Extent]:
         yield extent
         left -= extent.high - extent.low
         extent = extent.upper
+
+
+_NOWHERE = Extent(None, 0, 0, 0)

@@ -196,6 +196,7 @@ class Ledger:
     def clear(self) -> None:
         """Everybody has been settled: forget what was to happen when."""
         self._ends, self._skips = [], []
+        self.batch.clear()
 
 
 def _drop_dead(heap: _Heap) -> None:

@@ -24,7 +24,7 @@ class Sample:
     """Within the query, in order of spawning: the sample's draws belong to (query, index)."""
     pool: str
     read_tokens: Callable[[Sample], int]
-    """How many tokens a sample that is not done has delivered."""
+    """How many tokens a sample has delivered to its client by now."""
     parent: Sample | None = None
     tell_at: tuple[int, ...] = ()
     done_ns: int = -1
@@ -47,7 +47,7 @@ class Sample:
     @property
     def output_tokens(self) -> int:
         """Tokens delivered so far."""
-        return self.request.num_output_tokens if self.is_done else self.read_tokens(self)
+        return self.read_tokens(self)
 
 
 class Join(NamedTuple):
@@ -101,7 +101,7 @@ class Query:
 
     def join(self, samples: Iterable[Sample], count: int | None = None) -> Join:
         """Wait for `count` of the samples (all by default)."""
-        waited = tuple(samples)
+        waited = tuple(dict.fromkeys(samples))
         needed = len(waited) if count is None else count
         if not 0 < needed <= len(waited):
             raise ValueError(f"cannot wait for {needed} of {len(waited)} samples")
