@@ -241,11 +241,11 @@ class EngineCore:
             ledger.popped += 1
             if step.entries is not None:
                 self._deliver_explicitly(step.entries, now_ns, delivery)
+                ledger.last_pop_ns = now_ns
             else:
                 ledger.stamp(step.firsts, now_ns, delivery.gaps)
                 ledger.last_pop_ns = now_ns
                 self._deliver_ends(step.stale, now_ns, delivery)
-            ledger.last_pop_ns = now_ns
             if delivery.gaps or delivery.finished or step.firsts:
                 self._fruitless_preemptions = 0
         return delivery

@@ -17,13 +17,13 @@ from ttsim_des.latency.knots import KnotRow
 from ttsim_des.latency.profile import GpuProfile
 from ttsim_des.latency.shape import PrefillChunk, Run, StepShape
 from ttsim_des.latency.unequal import UnequalContexts
+from ttsim_des.units import NS_PER_US
 
 ACTIVATION_BYTES = 2
 """Activations are bf16, whatever the weights are."""
 SAMPLER_BYTES_PER_LOGIT = 10
 """Read in bf16, written as float32, read again to choose a token."""
 SAMPLER_LAUNCHES = 2
-NS_PER_US = 1000
 
 
 class KernelStepModel:
@@ -50,7 +50,6 @@ class KernelStepModel:
         """
         self._meta = profile.meta
         self._geometry = geometry
-        self._tp = tp
         self._gap_ns = gap_ns
         self._max_context = max_context
         heads, kv_heads = geometry.heads_per_gpu(tp), geometry.kv_heads_per_gpu(tp)

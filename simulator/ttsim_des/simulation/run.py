@@ -45,7 +45,8 @@ def simulate(
     """
     timeline = Timeline()
     queries = scenario.experiment.queries
-    arrivals = _Arrivals(timeline, queries, arrivals_ns, s_to_ns(scenario.client.turnaround_s))
+    turnaround_ns = s_to_ns(scenario.client.turnaround_s)
+    arrivals = _Arrivals(timeline, queries, arrivals_ns, turnaround_ns)
     num_done = 0
 
     def on_answer(_run: QueryRun) -> None:
@@ -56,7 +57,6 @@ def simulate(
             progress(num_done, queries)
 
     strategy = STRATEGIES[scenario.workload.strategy.name]
-    turnaround_ns = s_to_ns(scenario.client.turnaround_s)
     client = Client(scenario.workload, strategy, source, timeline, turnaround_ns, on_answer)
     pool, recorders = _build_pool(scenario, deployment, client, timeline)
     client.pools = {pool.name: pool}
