@@ -1,0 +1,1 @@
+"""Recordings of real servers: what was asked, and when what came back."""
