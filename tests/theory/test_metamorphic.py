@@ -65,3 +65,18 @@ def test_the_same_run_twice_is_the_same(tmp_path):
     once, twice = (run_world(world, tmp_path, max_num_seqs=6, **STEP) for _ in range(2))
     assert once == twice or all(getattr(once, t).equals(getattr(twice, t)) for t in ("queries", "requests", "steps"))
     assert not once.queries.equals(run_world(world, tmp_path, replication=1, max_num_seqs=6, **STEP).queries)
+
+
+def test_cancelling_never_raises_a_query_s_tokens(tmp_path):
+    """Steps that do not depend on the batch, room for everybody: the others' schedule is the same with and without."""
+    output = {"distribution": "lognormal", "mean": 60, "query_sigma": 0.5, "sample_sigma": 0.5}
+    everybody, early = (
+        run_world(
+            scenario(POISSON, output, 150, strategy={"name": name, "samples": 5}), tmp_path, constant_ns=1e6
+        ).queries
+        for name in ("self_consistency", "first_finish")
+    )
+    all_tokens, some_tokens = column(everybody, "output_tokens"), column(early, "output_tokens")
+    assert (some_tokens <= all_tokens).all()
+    assert some_tokens.sum() < 0.8 * all_tokens.sum()
+    assert (column(early, "finish_ns") <= column(everybody, "finish_ns")).all()

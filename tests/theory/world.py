@@ -77,7 +77,13 @@ def run_world(
         long_prefill_token_threshold=0,
     )
     deployment = SimpleNamespace(
-        engine_config=config, step_model=AffineStepModel(**(step_ns or {"constant_ns": STEP_NS})), host=HostOverhead()
+        engine_config=config,
+        step_model=AffineStepModel(**(step_ns or {"constant_ns": STEP_NS})),
+        host=HostOverhead(),
+        router="round_robin",
+        replicas=1,
+        pools={},
+        acceptance=None,
     )
     streams = Streams(world.seed, replication)
     source = QuerySource(world.workload, streams, base_dir, queries=world.experiment.queries)

@@ -65,9 +65,9 @@ def test_memory_is_bounded():
     for query in range(0, 3_000_000, 20_011):
         wide.query(query)
         wide.output_tokens(query, 30_000)
-    chunks = sum(len(p) + len(o) for p, o in wide._chunks.values())
+    chunks = sum(len(p) + len(o) for p, o, _ in wide._chunks.values())
     assert chunks <= 64 * 2 * 1024
-    assert sum(map(len, wide._wide.values())) == wide._wide_values <= module._KEPT_VALUES
+    assert sum(len(row) for row, _ in wide._wide.values()) == wide._wide_values <= module._KEPT_VALUES
 
 
 def test_seed_and_replication_matter():

@@ -53,7 +53,8 @@ def test_uniform_and_independent():
 
 def test_strictly_inside_the_unit_interval(monkeypatch):
     class Extreme:
-        def __init__(self, **_: int) -> None: ...
+        def __init__(self, **_: int) -> None:
+            self.state = {"state": {"counter": np.zeros(4, dtype=np.uint64)}}
 
         def random_raw(self, count: int) -> np.ndarray:
             return np.array([0, 2**64 - 1] * (count // 2), dtype=np.uint64)

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,7 +53,7 @@ def test_unusable(tmp_path, text, message):
 
 
 def test_a_bundled_trace_is_found_by_its_name(tmp_path):
-    bundled = sorted(path.name for path in root("traces").glob("*.csv"))
+    bundled = sorted(path.name for path in root("traces").glob("*.csv") if not re.search("bank|steps", path.name))
     assert bundled
     for name in bundled:
         trace = read_trace(name, tmp_path)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ttsim_des.errors import InputError, Problem
 from ttsim_des.scenario.schema import Limits, Scenario
-from ttsim_des.workload.queries import query_lengths, samples_per_query
+from ttsim_des.workload.queries import query_lengths
+from ttsim_des.workload.strategies.work import strategy_work
 from ttsim_des.workload.traces import scenario_trace
 
 
@@ -15,7 +16,8 @@ from ttsim_des.workload.traces import scenario_trace
 class ExpectedWork:
     """Totals of a run, and what one request brings on average and at most.
 
-    For strategies that cancel samples or decide as they go, requests and output tokens are those of all `samples`.
+    For strategies that cancel samples or decide as they go, requests and output tokens are those of all that they may
+    ask for.
     """
 
     queries: int
@@ -28,7 +30,11 @@ class ExpectedWork:
     """Of one request, the shared prefix included."""
     prompt_tokens_max: int
     output_tokens_mean: float
-    """Of one request, cut at `max_tokens`."""
+    """Of one request, scores included, cut at `max_tokens`."""
+    chains: float
+    """Whole chains that are generated, in one request or in several."""
+    chain_tokens_mean: float
+    """Of one of them, cut at `max_tokens`."""
     offered_queries_per_s: float | None
     """`None` when the load adapts to the system (closed loop) or has no rate (all together)."""
 
@@ -56,7 +62,8 @@ def expected_work(scenario: Scenario, base_dir: Path) -> ExpectedWork:
     if trace is not None:
         trace = trace.first(queries)
     prompts, outputs = query_lengths(workload, trace, base_dir)
-    requests = queries * samples_per_query(workload)
+    per_query = strategy_work(workload, base_dir)
+    requests, chains = queries * per_query.requests, queries * per_query.chains
     output_tokens_mean = outputs.mean(workload.max_tokens)
     if workload.arrivals.process in ("closed_loop", "together"):
         offered = None
@@ -65,11 +72,13 @@ def expected_work(scenario: Scenario, base_dir: Path) -> ExpectedWork:
     return ExpectedWork(
         queries=queries,
         requests=requests,
-        output_tokens=requests * output_tokens_mean,
+        output_tokens=chains * output_tokens_mean,
         output_tokens_max=requests * min(outputs.largest(), workload.max_tokens),
         prompt_tokens_mean=workload.shared_prefix_tokens + prompts.mean(prompts.largest()),
-        prompt_tokens_max=workload.shared_prefix_tokens + prompts.largest(),
-        output_tokens_mean=output_tokens_mean,
+        prompt_tokens_max=workload.shared_prefix_tokens + prompts.largest() + per_query.prompt_growth,
+        output_tokens_mean=chains * output_tokens_mean / requests,
+        chains=chains,
+        chain_tokens_mean=output_tokens_mean,
         offered_queries_per_s=offered,
     )
 

@@ -10,19 +10,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Protocol
 
 from ttsim_des.errors import bad_input
 from ttsim_des.rng import Streams
-from ttsim_des.scenario.schema import ConstantTokens, LognormalTokens, TableTokens, TokenDistribution
+from ttsim_des.scenario.schema import ConstantTokens, LognormalTokens, OutputDistribution, TableTokens
+from ttsim_des.variates import query_uniforms, sample_uniforms, shuffled, standard_normals
 from ttsim_des.workload.columns import TOKENS_MAX, codes, locate_file, read_columns, whole_numbers
+from ttsim_des.workload.outcomes.draws import Outcomes
+from ttsim_des.workload.outcomes.load import load_outcomes
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-_FIRST_PAGE = 8
 
 
 class Lengths(Protocol):
@@ -42,39 +42,6 @@ class Lengths(Protocol):
     def largest(self) -> int:
         """No count is larger."""
         ...
-
-
-def sample_uniforms(streams: Streams, name: str, first_query: int, queries: int, samples: int) -> NDArray[np.float64]:
-    """One uniform per (query, sample), the same however many samples are asked for; shape (queries, samples).
-
-    The samples of a query lie on pages of 8, 8, 16, 32, 64 ... numbers, each page a stream of its own.
-    """
-    import numpy as np
-
-    pages, end, width = [], 0, _FIRST_PAGE
-    while end < samples:
-        pages.append(streams.uniforms(f"{name}.sample.{end}", first_query, queries, width))
-        end += width
-        width = end
-    return np.concatenate(pages, axis=1)[:, :samples]
-
-
-def query_uniforms(streams: Streams, name: str, first_query: int, queries: int) -> NDArray[np.float64]:
-    """One uniform per query, shape (queries,)."""
-    return streams.uniforms(f"{name}.query", first_query, queries, 1)[:, 0]
-
-
-def standard_normals(uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard normal quantiles.
-
-    The standard library's (Wichura's AS 241, about 1e-16): 0.17 us a value against 0.015 us of scipy.special.ndtri,
-    whose import costs 260 ms, or as much as 1.7 million values.
-    """
-    import numpy as np
-
-    quantile = NormalDist().inv_cdf
-    values = np.fromiter(map(quantile, uniforms.ravel().tolist()), dtype=np.float64, count=uniforms.size)
-    return values.reshape(uniforms.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +139,7 @@ class TableLengths:
         problems = len(self.starts) - 1
         problem = (query_uniforms(streams, name, first_query, queries) * problems).astype(np.int64)
         start, size = self.starts[problem], self.starts[problem + 1] - self.starts[problem]
-        places = [_shuffled(u, n) for u, n in zip(uniforms.tolist(), size.tolist(), strict=True)]
+        places = [shuffled(u, n) for u, n in zip(uniforms.tolist(), size.tolist(), strict=True)]
         return self.rows[start[:, np.newaxis] + np.array(places, dtype=np.int64)]
 
     def mean(self, cap: int) -> float:
@@ -187,24 +154,6 @@ class TableLengths:
     def largest(self) -> int:
         """See `Lengths`."""
         return int(self.rows.max())
-
-
-def _shuffled(uniforms: list[float], size: int) -> list[int]:
-    """As many places out of `size` as there are uniforms: random orders of all places, one after the other.
-
-    Fisher-Yates, keeping only the places that have moved, so the cost is that of the draws and not of the table.
-    """
-    places: list[int] = []
-    moved: dict[int, int] = {}
-    left = size
-    for uniform in uniforms:
-        chosen = int(uniform * left)
-        left -= 1
-        places.append(moved.get(chosen, chosen))
-        moved[chosen] = moved.get(left, left)
-        if left == 0:
-            moved, left = {}, size
-    return places
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -230,7 +179,26 @@ class RecordedLengths:
         return int(self.counts.max())
 
 
-def make_lengths(table: TokenDistribution, base_dir: Path, key: str) -> Lengths:
+@dataclass(frozen=True, slots=True)
+class OutcomeLengths:
+    """Lengths that are drawn with everything else that comes of a sample."""
+
+    outcomes: Outcomes
+
+    def tokens(self, streams: Streams, name: str, first_query: int, queries: int, samples: int) -> NDArray[np.int64]:
+        """See `Lengths`; outcomes have streams of their own, whatever the `name`."""
+        return self.outcomes.draw(streams, first_query, queries, samples).tokens
+
+    def mean(self, cap: int) -> float:
+        """See `Lengths`."""
+        return self.outcomes.mean(cap)
+
+    def largest(self) -> int:
+        """See `Lengths`."""
+        return self.outcomes.largest()
+
+
+def make_lengths(table: OutputDistribution, base_dir: Path, key: str) -> Lengths:
     """The distribution that a scenario's table `key` (`workload.prompt` or `workload.output`) describes.
 
     Raises `InputError` when a file is missing or holds anything but whole numbers from 1.
@@ -242,7 +210,9 @@ def make_lengths(table: TokenDistribution, base_dir: Path, key: str) -> Lengths:
             raise bad_input(f"min {table.min} is above max {table.max}", key=f"{key}.min", expected="min <= max")
         mu = math.log(table.mean) - (table.query_sigma**2 + table.sample_sigma**2) / 2
         return LognormalLengths(mu, table.query_sigma, table.sample_sigma, table.min, table.max)
-    return _read_table(table, base_dir, key)
+    if isinstance(table, TableTokens):
+        return _read_table(table, base_dir, key)
+    return OutcomeLengths(load_outcomes(table, base_dir, key))
 
 
 def _read_table(table: TableTokens, base_dir: Path, key: str) -> TableLengths:
