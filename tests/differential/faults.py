@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from importlib import import_module
 from unittest.mock import patch
 
-from ttsim_des.latency.shape import Run
-
 
 class WrongRuns:
     """A step model whose `decode_run` is a little wrong; `step_ns` stays right."""
@@ -24,17 +22,17 @@ class WrongRuns:
 
 
 def _missed_knot(run, max_steps):
-    return Run(min(max_steps, run.steps + 1), run.first_ns, run.increment_ns)
+    return run._replace(steps=min(max_steps, run.steps + 1))
 
 
 def _float_slope(run, _max_steps):
     """A slope that was a float once: rounded to 7 bits."""
     increment_ns = round(run.increment_ns * (1 + 2**-7))
-    return Run(run.steps, run.first_ns, increment_ns)
+    return run._replace(increment_ns=increment_ns)
 
 
 def _slope_off_by_one(run, _max_steps):
-    return Run(run.steps, run.first_ns, run.increment_ns + 1)
+    return run._replace(increment_ns=run.increment_ns + 1)
 
 
 MODEL_FAULTS = {"missed knot": _missed_knot, "float slope": _float_slope, "slope off by one": _slope_off_by_one}
@@ -49,7 +47,7 @@ def _first_pop_after(original):
 
 
 def _short_leaps(original):
-    return lambda self, plan: min(3, original(self, plan))
+    return lambda self: min(3, original(self))
 
 
 def _phases_in_wrong_order(original):
@@ -107,7 +105,7 @@ def _leap_takes_after_freeing(original):
 
 
 def _last_in_first_out(_original):
-    return lambda self, request: self._requests.appendleft(request)
+    return lambda self, request: self.appendleft(request)
 
 
 def _admits_in_a_preempting_step(original):
@@ -115,7 +113,7 @@ def _admits_in_a_preempting_step(original):
         plan, scheduler = original(self), self.scheduler
         if plan.preempted:
             budget = self.config.max_num_batched_tokens - self.num_seqs(plan)
-            scheduler.schedule_waiting(plan, scheduler.prefill_threshold(), budget)
+            scheduler.schedule_waiting(plan, scheduler.prefill_threshold(), budget, self.num_seqs(plan))
         return plan
 
     return plan
@@ -175,7 +173,7 @@ def _earliest_victim(_original):
 
 
 def _preempted_goes_to_the_end(_original):
-    return lambda self, request: self._requests.append(request)
+    return lambda self, request: self.append(request)
 
 
 def _threshold_for_the_lone(_original):
@@ -185,8 +183,8 @@ def _threshold_for_the_lone(_original):
 def _hits_are_free(original):
     """Hits that lie in the free queue are not counted as needed."""
 
-    def can_admit(self, request, hits, num_tokens, spare_blocks):
-        hit = sum(piece.high - piece.low for piece in hits)
+    def can_admit(self, hits, num_tokens, spare_blocks):
+        hit = sum(high - low for _, low, high in hits)
         return self.num_blocks(num_tokens) - hit + spare_blocks <= self.num_free_blocks
 
     return can_admit
@@ -197,10 +195,47 @@ def _no_cancel_at_a_steps_end(_original):
 
 
 def _one_seat_more(original):
-    def schedule_waiting(self, plan, threshold, budget):
-        return original(self, plan, threshold, budget + 1)
+    def schedule_waiting(self, plan, threshold, budget, num_others):
+        return original(self, plan, threshold, budget + 1, num_others)
 
     return schedule_waiting
+
+
+def _no_lookahead(original):
+    """Blocks for a step's tokens only, not for what is drafted behind them."""
+
+    def missing(self, request, num_tokens):
+        return -(-num_tokens // self.kv.block_size) - request.num_blocks
+
+    return missing
+
+
+def _padding_is_accepted(original):
+    """Invalid drafts are judged like real ones."""
+
+    def verify(self, request, num_drafts, *, is_padding, is_stale):
+        return original(self, request, num_drafts, is_padding=False, is_stale=is_stale)
+
+    return verify
+
+
+def _drafts_are_not_rolled_back(original):
+    def verify(self, request, num_drafts, *, is_padding, is_stale):
+        computed = request.num_computed_tokens
+        original(self, request, num_drafts, is_padding=is_padding, is_stale=is_stale)
+        request.num_computed_tokens = computed
+
+    return verify
+
+
+def _drafts_as_the_batch_was(_original):
+    """The number of drafts stays what it was when the batch changes."""
+    return lambda self, num_seqs: self.num_speculative_tokens
+
+
+def _longest_is_kept(_original):
+    """The longest context is not looked for again when its sequence has left."""
+    return lambda self, step: self._longest
 
 
 CODE_FAULTS = {
@@ -221,6 +256,16 @@ CODE_FAULTS = {
     "preempted request waits at the end": ("engine.request_queue:FcfsQueue.put_back", _preempted_goes_to_the_end),
     "lone request keeps the threshold": ("engine.scheduler:Scheduler.prefill_threshold", _threshold_for_the_lone),
     "cancels between steps only": ("engine.replica:Replica._take_cancels", _no_cancel_at_a_steps_end),
+    "KV horizon off by one, with drafts": (
+        "engine.growth_batch:GrowthBatch.steps_within_blocks",
+        _blocks_last_one_step_more,
+    ),
+    "input seen a step late, with drafts": ("engine.growth_leap:GrowthLeap.first_pop_seeing", _first_pop_after),
+    "no look-ahead": ("engine.scheduler:Scheduler.num_missing_blocks", _no_lookahead),
+    "padding is accepted": ("engine.core:EngineCore._verify", _padding_is_accepted),
+    "rejected drafts stay computed": ("engine.core:EngineCore._verify", _drafts_are_not_rolled_back),
+    "drafts whatever the batch": ("engine.speculation:SpeculationConfig.num_drafts_after", _drafts_as_the_batch_was),
+    "longest context of one that left": ("engine.growth_batch:GrowthBatch._longest_from", _longest_is_kept),
     "a token beyond the budget": ("engine.scheduler:Scheduler.schedule_waiting", _one_seat_more),
 }
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, namedtuple
+from typing import NamedTuple
 
 from ttsim_des.latency.shape import PrefillChunk, StepShape
 
 STEP_END, NOTICE, REACTION, ARRIVAL, SCHEDULE = range(5)
 """Order at one instant; NOTICE is a client learning of a result that a step's end brought, by replica."""
 
-Entry = namedtuple("Entry", "request new before samples epoch")
+Entry = namedtuple("Entry", "request new before samples epoch drafts is_padded")
 Step = namedtuple("Step", "entries end")
 Join = namedtuple("Join", "samples count")
 Reach = namedtuple("Reach", "sample tokens")
@@ -32,6 +33,13 @@ class Block:
     def __init__(self):
         self.name = None  # of the text from the start of the sequence to the block's end
         self.holders = 0
+
+
+class Verdict(NamedTuple):
+    """What a sample is worth."""
+
+    answer: int
+    score: float
 
 
 class Request:
@@ -52,12 +60,26 @@ class Request:
         self.arrival = self.queued = self.scheduled = self.first_token = self.last_token = self.finish = -1
         self.enters = -1
         self.reason = ""
-        self.touched = set()  # positions computed or hit so far
+        self.touched = set()  # positions computed or hit so far, wrong drafts aside
+        self.certain = set()  # of these, what it had before its last preemption
+        self.drafts, self.mid_prefill = 0, False  # drafts that wait to be verified
+        self.accepts, self.proposes = [], None  # by number of outputs known
+        self.draft_steps = self.draft_tokens = self.accepted_tokens = self.rejected_tokens = 0
         self.hit_tokens = self.computed_tokens = self.recomputed = self.overshoot = 0
 
     @property
     def outputs(self):
         return len(self.text) - self.prompt_tokens
+
+    # What strategies read of a request, by the product's names.
+
+    @property
+    def finish_reason(self):
+        return self.reason
+
+    @property
+    def num_output_tokens(self):
+        return self.outputs
 
 
 class Cache:
@@ -134,10 +156,13 @@ class Engine:
         self.index, self.sim, self.counts = index, sim, sim.counts
         self.cache = Cache(self.config, sim.counts)
         self.depth = 2 if self.config["async_scheduling"] else 1
+        self.spec = self.config.get("speculation")
+        self.slots = self.spec["draft_slots"] if self.spec else 0
+        self.draft_counts = Counter()
         self.running, self.waiting, self.queue, self.inbox = [], [], [], []
         self.someone_ended = False
         self.device_free = 0
-        self.step_rows, self.gaps = [], Counter()
+        self.step_rows, self.gaps, self.extra = [], Counter(), Counter()
         self.last_shape = None
         self.asleep = True
         self.life = self.loop()
@@ -229,31 +254,48 @@ class Engine:
         if not request.max_tokens:
             return 0
         return sum(
-            entry.request is request and entry.samples and entry.epoch == request.preemptions
+            1 + entry.drafts
             for step in self.queue
             for entry in step.entries
+            if entry.request is request and entry.samples and entry.epoch == request.preemptions
         )
+
+    def blocks_up_to(self, tokens):
+        """Blocks for a step that reaches so far, the drafter's look-ahead included."""
+        if self.spec:
+            tokens = min(tokens + self.spec["num_lookahead_tokens"], max(tokens, self.config["max_model_len"]))
+        return self.cache.blocks_for(tokens)
+
+    def drafts_after(self, sequences):
+        """Drafts for each sequence behind a step of so many."""
+        if not self.spec["by_batch_size"]:
+            return self.spec["num_speculative_tokens"]
+        fitting = [drafts for most, drafts in self.spec["by_batch_size"] if sequences <= most]
+        return fitting[0] if fitting else self.spec["by_batch_size"][-1][1]
 
     def schedule(self):
         config, cache = self.config, self.cache
         self.someone_ended = False
         entries, preempted = [], []
         budget, threshold = config["max_num_batched_tokens"], config["long_prefill_token_threshold"]
+        room, goes_on = budget, False  # of the input: drafting takes slots of it too
         if len(self.running) + len(self.waiting) == 1:
             threshold = 0
         place = 0
-        while place < len(self.running) and budget:
+        while place < len(self.running) and budget and room > self.slots:
             request = self.running[place]
             coming = self.in_flight(request)
             if coming and request.computed + 2 - coming >= request.prompt_tokens + request.max_tokens:
                 place += 1  # its last token is in flight
                 continue
-            new = len(request.text) + coming - request.computed
-            new = min(new, threshold or new, budget, config["max_model_len"] - 1 - request.computed)
+            new = len(request.text) + request.drafts + coming - request.computed
+            self.counts["drafts cut by max_model_len"] += 0 < config["max_model_len"] - 1 - request.computed < new
+            self.counts["drafts cut by the budget"] += request.drafts > 0 and new > room - self.slots
+            new = min(new, threshold or new, budget, room - self.slots, config["max_model_len"] - 1 - request.computed)
             if new == 0:
                 place += 1
                 continue
-            while cache.blocks_for(request.computed + new) - len(request.blocks) > len(cache.free):
+            while self.blocks_up_to(request.computed + new) - len(request.blocks) > len(cache.free):
                 victim = self.victim()
                 preempted.append(victim)
                 self.counts["preemptions"] += 1
@@ -263,6 +305,7 @@ class Engine:
                         self.counts["victims scheduled in the same step"] += 1
                         victim.computed = entry.before
                         budget += entry.new
+                        room += entry.new + self.slots
                         place -= 1
                 entries = [entry for entry in entries if entry.request is not victim]
                 self.preempt(victim)
@@ -270,11 +313,13 @@ class Engine:
                     break
             if request in preempted:
                 break
+            goes_on |= request.mid_prefill
             entries.append(self.compute(request, new))
             budget -= new
+            room -= new + self.slots
             place += 1
         if not preempted:
-            self.admit(entries, budget, threshold)
+            self.admit(entries, budget, room, threshold, goes_on)
         else:
             self.counts["steps that preempt and leave somebody waiting beside"] += len(self.waiting) > len(preempted)
         self.count_positions(entries)
@@ -292,6 +337,10 @@ class Engine:
     def preempt(self, victim):
         self.running.remove(victim)
         self.cache.release(victim)
+        unverified = max(0, self.in_flight(victim) - 1)
+        victim.certain |= {place for place in victim.touched if place < victim.computed - unverified}
+        victim.touched = set(victim.certain)
+        victim.drafts = 0
         victim.computed = 0
         victim.preemptions += 1
         self.waiting.insert(0, victim)
@@ -301,23 +350,39 @@ class Engine:
             return self.waiting[0]
         return min(self.waiting, key=lambda request: (request.priority, request.arrival, request.name))
 
-    def admit(self, entries, budget, threshold):
+    def padding(self, cached, beside, goes_on):
+        """Invalid drafts for a request with one token to compute, so that all sequences of the step look alike."""
+        if not self.spec or self.spec["by_batch_size"] or goes_on or not (beside or cached):
+            return 0
+        drafts = self.spec["num_speculative_tokens"]
+        return drafts if cached + 1 + drafts + 1 <= self.config["max_model_len"] else 0
+
+    def admit(self, entries, budget, input_room, threshold, goes_on):
         config, cache = self.config, self.cache
-        while self.waiting and budget and len(self.running) < config["max_num_seqs"]:
+        beside = len(entries)
+        while self.waiting and budget and input_room > self.slots and len(self.running) < config["max_num_seqs"]:
             request = self.next_waiting()
             hits = cache.hits(request)
             cached = len(hits) * cache.size
             new = len(request.text) - cached
+            left, padding = min(budget, input_room - self.slots), 0
+            if new == 1 and request.max_tokens:
+                padding = self.padding(cached, beside, goes_on)
+                if 1 + padding > left:
+                    return
+                new += padding
+                self.counts["padded admissions"] += padding > 0
             new = min(new, threshold or new)
-            if new > budget and not config["enable_chunked_prefill"]:
+            padding = min(padding, new - 1)
+            if new > left and not config["enable_chunked_prefill"]:
                 return
-            new = min(new, budget)
+            new = min(new, left)
             in_free_queue = sum(block.holders == 0 for block in hits)
             room = len(cache.free) - in_free_queue
             spare = config["watermark_blocks"] if self.running else 0
-            chunk_needs = cache.blocks_for(cached + new) - len(hits)
+            chunk_needs = self.blocks_up_to(cached + new) - len(hits)
             all_needs = cache.blocks_for(len(request.text)) - len(hits)
-            needs = all_needs if config["scheduler_reserve_full_isl"] else chunk_needs
+            needs = max(all_needs, chunk_needs) if config["scheduler_reserve_full_isl"] else chunk_needs
             if needs + spare > room:
                 self.counts["refusals for lack of blocks"] += 1
                 self.counts["refusals although the chunk fits"] += chunk_needs + spare <= room
@@ -334,16 +399,21 @@ class Engine:
             request.touched |= set(range(cached))
             request.hit_tokens += len(request.touched) - before
             self.counts["chunked prompts"] += cached + new < len(request.text)
-            entries.append(self.compute(request, new))
+            entries.append(self.compute(request, new, is_padded=padding > 0))
             budget -= new
+            input_room -= new + self.slots
 
-    def compute(self, request, new):
+    def compute(self, request, new, is_padded=False):
         before = request.computed
         request.computed += new
-        self.cache.grow(request, request.computed)
+        while len(request.blocks) < self.blocks_up_to(request.computed):
+            self.cache.grow(request, (len(request.blocks) + 1) * self.cache.size)
         self.cache.register(request, min(request.computed, len(request.text)))
-        samples = request.computed == len(request.text) + self.in_flight(request)
-        return Entry(request, new, before, samples, request.preemptions)
+        beyond = request.computed - len(request.text) - self.in_flight(request)
+        request.mid_prefill = beyond < 0
+        drafts = max(0, beyond) if request.max_tokens else 0
+        request.drafts = 0
+        return Entry(request, new, before, beyond >= 0, request.preemptions, drafts, is_padded)
 
     def count_positions(self, entries):
         for entry in entries:
@@ -356,14 +426,22 @@ class Engine:
     # ---- device and results ----
 
     def launch(self, entries, preempted, ready):
-        contexts, chunks = [], []
+        contexts, chunks, verified = [], [], 0
         for entry in entries:
-            if entry.new == 1 and entry.before >= entry.request.prompt_tokens:
-                contexts.append(entry.before + 1)
+            is_decode = entry.new - entry.drafts == 1 and entry.before >= entry.request.prompt_tokens
+            if is_decode and not entry.is_padded:
+                contexts.append(entry.before + entry.new)
+                verified += entry.drafts
             else:
                 chunks.append(PrefillChunk(entry.new, entry.before))
-        rows = sum(entry.samples for entry in entries)
-        shape = StepShape(len(contexts), sum(contexts), max(contexts, default=0), tuple(chunks), rows)
+        rows = sum(entry.samples + entry.drafts for entry in entries)
+        proposed = self.drafts_after(len(entries)) if self.spec else 0
+        longest = max(contexts, default=0)
+        shape = StepShape(len(contexts), sum(contexts), longest, tuple(chunks), rows, verified, proposed)
+        if self.depth == 2 and self.spec:
+            for entry in entries:
+                if entry.samples and entry.request.max_tokens:
+                    entry.request.drafts = proposed
         start = max(ready, self.device_free)
         end = self.device_free = start + self.sim.step_ns(shape)
         for entry in entries:
@@ -378,6 +456,7 @@ class Engine:
                 len(contexts),
                 len(chunks),
                 sum(chunk.new for chunk in chunks),
+                verified,
                 len(self.running),
                 len(self.waiting),
                 len(preempted),
@@ -394,26 +473,56 @@ class Engine:
 
     def update(self, entries, told):
         now = self.sim.now
-        for request, _, _, samples, epoch in entries:
+        for request, _, _, samples, epoch, drafts, is_padded in entries:
             if not samples or request.status in ("finished", "cancelled"):
                 continue
             is_stale = epoch != request.preemptions
             self.counts["stale tokens delivered"] += is_stale
             if request.max_tokens:
-                request.text.append((-1 - request.number, request.outputs))
+                before = request.outputs
+                self.deliver(request, drafts, is_padded, is_stale, len(entries))
                 if request.first_token < 0:
                     request.first_token = now
                 else:
                     self.gaps[now, now - request.last_token] += 1
+                    self.extra[now, now - request.last_token] += request.outputs - before - 1
                 request.last_token = now
                 if self.depth == 2 and not is_stale:
                     self.cache.register(request, request.computed - self.in_flight(request))
             elif is_stale:
                 continue
-            if request.outputs in request.tell_at:
+            if any(before < count <= request.outputs for count in request.tell_at):
                 self.counts["milestones"] += 1
                 self.sim.at(told, NOTICE, self.index, lambda r=request, n=request.outputs: self.sim.on_tokens(r, n))
             self.end_if_done(request, told)
+
+    def deliver(self, request, drafts, is_padded, is_stale, sequences):
+        """One token and the drafts before it that were right; what was wrong is rolled back."""
+        known = request.outputs
+        right = min(drafts, request.accepts[known]) if drafts and not is_padded else 0
+        if drafts:
+            request.draft_steps += 1
+            request.draft_tokens += drafts
+            request.accepted_tokens += right
+            request.rejected_tokens += drafts if is_stale else drafts - right
+            self.counts["drafts"] += drafts
+            self.counts["drafts accepted"] += right
+            self.counts["stale drafts"] += is_stale
+            for place in range(drafts):
+                self.draft_counts["drafted", place + 1] += 1
+                self.draft_counts["accepted", place + 1] += place < right
+        for _ in range(1 + right):
+            is_full = len(request.text) >= self.config["max_model_len"]
+            if request.outputs < min(request.stop, request.max_tokens) and not is_full:
+                request.text.append((-1 - request.number, request.outputs))
+        if not is_stale:
+            request.computed -= drafts - right
+            request.touched = {place for place in request.touched if place < request.computed} | request.certain
+            if self.spec and self.depth == 1:
+                asked = self.drafts_after(sequences)
+                request.drafts = asked
+                if request.proposes is not None and request.outputs < len(request.proposes):
+                    request.drafts = min(asked, request.proposes[request.outputs])
 
     def end_if_done(self, request, told):
         is_stopped = request.outputs >= request.stop
@@ -426,6 +535,7 @@ class Engine:
         self.counts["ended by max_model_len"] += is_full and not is_stopped and not is_capped
         useful = request.prompt_tokens + max(0, request.outputs - 1)
         request.overshoot = max(0, request.computed - useful)
+        self.counts["overshoot of more than a token"] += request.overshoot > 1
         self.counts["overshoot tokens"] += request.overshoot
         self.end(request, "finished")
         self.sim.at(told, NOTICE, self.index, lambda: self.sim.on_result(request))
@@ -442,15 +552,45 @@ class Query:
         self.done = []
         self.arrival, self.finish = sim.now, -1
         self.answer = self.straggler = None
+        self.strategy, self.max_tokens = sim.settings, sim.world["max_tokens"]
+        self.num_lanes = 0
 
-    def spawn(self, *, parent=None, tell_at=()):
-        text = self.prompt if parent is None else parent.request.text
-        request = self.sim.make_request(self, text, parent and parent.request)
+    def spawn(
+        self,
+        *,
+        pool="generator",
+        parent=None,
+        append_tokens=0,
+        tokens=None,
+        max_tokens=None,
+        verdict=None,
+        tell_at=(),
+    ):
+        number = len(self.sim.requests)
+        text = list(self.prompt if parent is None else parent.request.text)
+        text += [("appended", number, position) for position in range(append_tokens)]
+        if tokens is None:
+            tokens, verdict = self.draw()
+        cap = self.max_tokens if max_tokens is None else max_tokens
+        request = self.sim.make_request(self, text, parent and parent.request, tokens, cap)
         request.tell_at = tuple(sorted(set(tell_at)))
-        sample = Sample(request)
+        sample = Sample(request, verdict)
         self.samples.append(sample)
         self.outbox.append(sample)
         return sample
+
+    def score(self, sample, pool, append_tokens=0):
+        return self.spawn(parent=sample, append_tokens=append_tokens, tokens=0, max_tokens=0)
+
+    def draw(self):
+        lane, asked = self.num_lanes, self.sim.world["queries"][self.number]
+        self.num_lanes += 1
+        worth = asked.get("worth") if self.sim.world["bundled"] else None
+        verdict = Verdict(*worth[lane % len(worth)]) if worth else None
+        return self.outputs[lane % len(self.outputs)], verdict
+
+    def uniform(self, name, index):
+        return self.sim.uniform(self.number, name, index)
 
     def cancel(self, samples):
         self.cancels += [sample for sample in samples if not sample.is_done]
@@ -463,8 +603,9 @@ class Query:
 
 
 class Sample:
-    def __init__(self, request):
-        self.request = request
+    def __init__(self, request, verdict):
+        self.request, self.verdict = request, verdict
+        self.index = request.index
         request.sample = self
         self.done_at = -1  # the client takes it for ended: it has its result, or has given it up
         self.result_at = -1
@@ -474,12 +615,22 @@ class Sample:
     def is_done(self):
         return self.done_at >= 0
 
+    @property
+    def answer(self):
+        known = self.verdict is not None and self.is_done and self.request.reason == "stop"
+        return self.verdict.answer if known else -1
+
+    @property
+    def score(self):
+        return self.verdict.score if self.answer != -1 else float("-inf")
+
 
 class Sim:
     """Clients, front ends, router and the event list."""
 
-    def __init__(self, world, model, play):
-        self.world, self.play = world, play
+    def __init__(self, world, model, play, settings=None, uniform=None, luck=None):
+        self.world, self.play, self.luck = world, play, luck
+        self.settings, self.uniform = settings, uniform
         self.step_ns, self.in_domain = model.step_ns, model.in_domain
         self.counts = Counter()
         self.now, self.events, self.pushed = 0, [], 0
@@ -521,10 +672,10 @@ class Sim:
         self.queries.append(query)
         self.resume(query, None, 0)
 
-    def make_request(self, query, text, parent):
-        index = len(query.samples)
-        stop = query.outputs[index % len(query.outputs)]
-        request = Request(len(self.requests), query, index, text, self.world["max_tokens"], stop, parent)
+    def make_request(self, query, text, parent, stop, cap):
+        request = Request(len(self.requests), query, len(query.samples), text, cap, stop, parent)
+        if self.world["engine"].get("speculation") and cap:
+            request.accepts, request.proposes = self.luck(query.number, request.index)
         self.requests.append(request)
         return request
 
@@ -636,7 +787,15 @@ class Sim:
             "queries": [self.query_fact(query) for query in sorted(self.queries, key=lambda query: query.number)],
             "requests": [request_fact(request) for request in self.requests],
             "steps": [(engine.index, *row) for engine in self.engines for row in engine.step_rows],
-            "gaps": sorted((engine.index, *gap, n) for engine in self.engines for gap, n in engine.gaps.items()),
+            "drafts": sorted(
+                (engine.index, place, times, engine.draft_counts["accepted", place])
+                for engine in self.engines
+                for (kind, place), times in engine.draft_counts.items()
+                if kind == "drafted"
+            ),
+            "gaps": sorted(
+                (engine.index, *gap, n, engine.extra[gap]) for engine in self.engines for gap, n in engine.gaps.items()
+            ),
             "end_ns": self.now,
         }
 
@@ -687,6 +846,10 @@ def request_fact(request):
         request.recomputed,
         request.overshoot,
         request.preemptions,
+        request.draft_steps,
+        request.draft_tokens,
+        request.accepted_tokens,
+        request.rejected_tokens,
     )
 
 

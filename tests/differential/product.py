@@ -7,24 +7,36 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import numpy as np
 import worlds
 
 from ttsim_des.engine.config import EngineConfig
+from ttsim_des.engine.speculation import RunDrafting, SpeculationConfig, TabledDrafting
 from ttsim_des.latency.host import HostOverhead
 from ttsim_des.scenario.schema import Scenario
 from ttsim_des.simulation.run import simulate
 from ttsim_des.workload.handle import Delay
-from ttsim_des.workload.queries import QueryInput
+from ttsim_des.workload.queries import QueryInput, Verdict
 from ttsim_des.workload.strategies import STRATEGIES
 
 MOST_CPU_S = 3.0
+NOT_IN_ORACLE = ("pool", "answer_id", "cause_request_id", "think_ns")
+"""Columns of requests that the oracle does not make."""
 
 
 class Source:
-    """Prompts and outcomes as the world says."""
+    """Prompts and lengths as the world says."""
 
     def __init__(self, world):
         self.queries = world["queries"]
+        self.has_outcomes = world["bundled"] is not None
+
+    def verdict(self, query_id, sample):
+        worth = self.queries[query_id]["worth"]
+        return Verdict(*worth[sample % len(worth)])
+
+    def uniform(self, query_id, name, index):
+        return worlds.uniform(query_id, name, index)
 
     def query(self, query_id):
         prompt = tuple(map(tuple, self.queries[query_id]["prompt"]))
@@ -33,6 +45,30 @@ class Source:
     def output_tokens(self, query_id, sample):
         outputs = self.queries[query_id]["outputs"]
         return outputs[sample % len(outputs)]
+
+
+class Acceptance:
+    """What becomes of drafts as the world says."""
+
+    def __init__(self, world):
+        self.world = world
+
+    def drafting(self, _streams, query_id, sample, output_tokens):
+        accepts, proposes = worlds.luck(self.world, query_id, sample)
+        if worlds.is_by_position(self.world):
+            end = output_tokens + worlds.MOST_DRAFTS
+            return RunDrafting(np.array([*(known for known in range(end) if not accepts[known]), end]), 64)
+        return TabledDrafting(bytes(accepts[: output_tokens + 1]), proposes and bytes(proposes[: output_tokens + 1]))
+
+
+def engine_config(world):
+    """The world's engine as the product takes it."""
+    asked = dict(world["engine"])
+    speculation = asked.pop("speculation", None)
+    if speculation is not None:
+        by_batch_size = tuple(map(tuple, speculation["by_batch_size"]))
+        asked["speculation"] = SpeculationConfig(**speculation | {"by_batch_size": by_batch_size})
+    return EngineConfig(**asked)
 
 
 def scripts(world):
@@ -68,7 +104,9 @@ def ended_within(cpu_s):
 def simulated(world, stepping, model=None):
     """What `simulate` returns for the world."""
     count, strategy = len(world["queries"]), {"name": "script"}
-    if world["strategy"]:
+    if world["bundled"]:
+        strategy = world["bundled"]
+    elif world["strategy"]:
         samples, first = world["strategy"]
         strategy = {"name": "best_of_n", "samples": samples, "first": first}
     concurrency = world["concurrency"]
@@ -92,9 +130,13 @@ def simulated(world, stepping, model=None):
         }
     )
     deployment = SimpleNamespace(
-        engine_config=EngineConfig(**world["engine"]),
+        engine_config=engine_config(world),
         step_model=model or worlds.step_model(world),
         host=HostOverhead(*world["host"]),
+        router=world["router"],
+        replicas=world["replicas"],
+        pools={},
+        acceptance=Acceptance(world) if world["engine"].get("speculation") else None,
     )
     arrivals = None if concurrency is not None else iter([query["arrival_ns"] for query in world["queries"]])
     with patch.dict(STRATEGIES, {"script": scripts(world)}), ended_within(MOST_CPU_S):
@@ -104,9 +146,10 @@ def simulated(world, stepping, model=None):
 def facts(tables):
     """The record tables as plain tuples, runs expanded step by step; what the oracle's `facts` says."""
     return {
-        "queries": rows(tables.queries),
-        "requests": rows(tables.requests.drop_columns(["pool"])),
+        "queries": rows(tables.queries.drop_columns(["answer_id", "critical_tokens"])),
+        "requests": rows(tables.requests.drop_columns(list(NOT_IN_ORACLE))),
         "steps": list(expanded_steps(tables.steps)),
+        "drafts": rows(tables.drafts.drop_columns(["pool"])),
         "gaps": expanded_gaps(tables.token_gaps),
         "end_ns": tables.end_ns,
     }
@@ -116,7 +159,9 @@ def rows(table):
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
-_STEP_COLUMNS = "decode_seqs prefill_seqs prefill_tokens running waiting preempted held_blocks cached_blocks in_domain"
+_STEP_COLUMNS = (
+    "decode_seqs prefill_seqs prefill_tokens draft_tokens running waiting preempted held_blocks cached_blocks in_domain"
+)
 
 
 def expanded_steps(table):
@@ -132,11 +177,12 @@ def expanded_steps(table):
 
 def expanded_gaps(table):
     found = {}
-    for _, replica, first_delivered_ns, steps, gap_ns, increment_ns, seqs in rows(table):
+    for _, replica, first_delivered_ns, steps, gap_ns, increment_ns, seqs, extra in rows(table):
         delivered_ns = first_delivered_ns
         for step in range(steps):
             gap = gap_ns + step * increment_ns
             if step:
                 delivered_ns += gap
-            found[replica, delivered_ns, gap] = found.get((replica, delivered_ns, gap), 0) + seqs
-    return sorted((*key, seqs) for key, seqs in found.items())
+            before = found.get((replica, delivered_ns, gap), (0, 0))
+            found[replica, delivered_ns, gap] = (before[0] + seqs, before[1] + extra)
+    return sorted((*key, *counts) for key, counts in found.items())

@@ -14,6 +14,8 @@ import product
 import pytest
 import worlds
 
+from ttsim_des.engine import growth_batch
+
 FOUND = Path(__file__).parent / "found"
 SEED = 3
 WORLDS = 1_000
@@ -47,6 +49,13 @@ RARE = {
     "steps bound by the host": 1_000,
     "milestones": 1_000,
     "scores": 500,
+    "drafts": 30_000,
+    "drafts accepted": 10_000,
+    "padded admissions": 100,
+    "stale drafts": 100,
+    "drafts cut by the budget": 60,
+    "drafts cut by max_model_len": 100,
+    "overshoot of more than a token": 300,
     "runs of more than one step": 3_000,
 }
 """How often the things that these worlds are made for must happen in all of them together."""
@@ -68,6 +77,17 @@ def test_leap_equals_step_equals_oracle():
 def test_world_that_once_differed(path):
     """Worlds that found something, made small by hand or by `shrink`."""
     assert differ.check(json.loads(path.read_text())).text == ""
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_books_of_drafts_without_room_to_spare(monkeypatch, room):
+    """The arrays by step move on all the time, and end where the last known course ends."""
+    monkeypatch.setattr(growth_batch, "_FIRST_STEPS", 1)
+    monkeypatch.setattr(growth_batch, "_ROOM", room)
+    asked = [worlds.make_world(SEED, index) for index in range(WORLDS)]
+    drafting = [world for world in asked if world["engine"].get("speculation")][:200]
+    assert len(drafting) == 200
+    assert {differ.check(world).text for world in drafting} == {""}
 
 
 def test_rare_things_happened():
@@ -147,6 +167,7 @@ def test_oracle_by_hand():
         "concurrency": None,
         "max_tokens": 3,
         "strategy": [1, None],
+        "bundled": None,
         "queries": [{"arrival_ns": 7, "prompt": [[1, 5]], "outputs": [9], "script": None, "answer": None}],
     }
     world["engine"] |= {
@@ -158,7 +179,7 @@ def test_oracle_by_hand():
     world["engine"] |= {"max_model_len": 100, "max_num_seqs": 4, "long_prefill_token_threshold": 0}
     facts = differ.oracle_run(world).facts()
     assert [row[1:3] for row in facts["steps"]] == [(7, 10), (17, 10), (27, 10)]
-    assert facts["gaps"] == [(0, 27, 10, 1), (0, 37, 10, 1)]
+    assert facts["gaps"] == [(0, 27, 10, 1, 0), (0, 37, 10, 1, 0)]
     assert facts["queries"][0][1:4] == (7, 17, 37)
     world["engine"]["num_gpu_blocks"] = 3
     with pytest.raises(oracle.Endless):

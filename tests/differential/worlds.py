@@ -6,8 +6,10 @@ A world:
     model      coefficients of a step model (see `step_model`)
     replicas, router, turnaround_ns, max_tokens
     concurrency  queries in flight of a closed loop, or None: each query has its arrival_ns
-    strategy   [samples, first] of best_of_n, or None: each query has a script
-    queries    arrival_ns, prompt [[owner, end], ...], outputs (true length per sample, used in turn), script, answer
+    strategy   [samples, first] of best_of_n, or None: each query has a script, or
+    bundled    the settings of one of the product's own strategies, which both sides then play; queries have `worth`
+    queries    arrival_ns, prompt [[owner, end], ...], outputs (true length per sample, used in turn), script, answer,
+               worth [[answer, score], ...] (used in turn)
 
 A script is a list of operations (see `play_script`), the same for product and oracle.
 """
@@ -23,6 +25,10 @@ from ttsim_des.latency.shape import Run
 GRID_SHARE = 0.4
 GRID_NS = 1_000
 MOST_REQUESTS = 60
+MOST_DRAFTS = 8
+SPECULATING_SHARE = 0.4
+BUNDLED_SHARE = 0.6
+"""Of the worlds without scripts."""
 
 
 class KnottedStepModel:
@@ -57,7 +63,7 @@ class KnottedStepModel:
             steps = min(steps, -(-left // shape.decode_seqs))
         if shape.decode_ctx_max <= self.domain:
             steps = min(steps, self.domain - shape.decode_ctx_max + 1)
-        return Run(steps, self.step_ns(shape), self.knots[knot][2])
+        return Run(steps, self.step_ns(shape), self.knots[knot][2], self.in_domain(shape))
 
     def in_domain(self, shape):
         return shape.decode_ctx_max <= self.domain
@@ -160,6 +166,102 @@ def _script(rng, world, step_ns, on_grid):
     return [*script, ["join", list(range(n, 2 * n)), n]], most
 
 
+# ---- speculation ----
+
+
+def luck(world, query, sample):
+    """What becomes of the drafts of a sample, by output tokens known: how many are right, how many are offered."""
+    asked = world["luck"]
+    rng = random.Random(f"{asked['seed']}/{query}/{sample}")
+    accepts = []
+    if is_by_position(world):
+        right = 0
+        for _ in range(world["max_tokens"] + 200):
+            right = min(right + 1, 64) if rng.random() < asked["accept"] else 0
+            accepts.append(right)
+        return accepts[::-1], None
+    for _ in range(world["max_tokens"] + 200):
+        right = 0
+        while right < MOST_DRAFTS and rng.random() < asked["accept"]:
+            right += 1
+        accepts.append(right)
+    if asked["offer"] is None:
+        return accepts, None
+    return accepts, [rng.choice([0, rng.randint(0, MOST_DRAFTS)]) for _ in accepts]
+
+
+def is_by_position(world):
+    """Whether a draft is right or wrong by its position alone."""
+    return world["luck"]["offer"] is None and world["luck"]["seed"] < 0.5
+
+
+def _speculation(rng, is_async, budget):
+    """How a world's engine speculates, and what becomes of drafts."""
+    drafts = min(rng.choice([1, 2, 3, 3, 5, MOST_DRAFTS]), max(1, budget - 2))
+    method = rng.choice(["draft_model", "eagle", "ngram"]) if not is_async else rng.choice(["draft_model", "eagle"])
+    by_batch_size = []
+    if rng.random() < 0.25:
+        by_batch_size = [[rng.randint(1, 3), drafts], [rng.randint(4, 6), drafts // 2]]
+        if rng.random() < 0.7:
+            by_batch_size.append([100, rng.choice([0, 1])])
+    luck = {"seed": rng.random(), "accept": rng.choice([0, 0.3, 0.7, 0.9, 1]), "offer": None}
+    if method == "ngram":
+        luck["offer"] = 0.5
+    return {
+        "num_speculative_tokens": drafts,
+        "num_lookahead_tokens": 0 if method == "ngram" else drafts,
+        "draft_slots": 1 if method == "draft_model" else 0,
+        "by_batch_size": by_batch_size,
+    }, luck
+
+
+# ---- the product's own strategies ----
+
+
+def uniform(query, name, index):
+    """A variate that belongs to these, for both sides."""
+    return random.Random(f"{query}/{name}/{index}").uniform(0.001, 0.999)
+
+
+def _bundled(rng, max_tokens, step_ns):
+    """Settings of a strategy, and by how much texts may grow beyond prompt and cap."""
+    samples = rng.randint(1, 5)
+    scored = {} if rng.random() < 0.5 else {"verifier": "generator", "score_tokens": rng.choice([0, 0, 3])}
+    width, iterations = rng.randint(1, samples), rng.randint(1, 3)
+    tree = {"samples": samples, "step_tokens": rng.choice([1, 3, 10, 40]), "iterations": iterations, **scored}
+    rounds, append = rng.randint(1, 4), rng.choice([0, 1, 7, 16])
+    name = rng.choice(
+        [
+            *("best_of_n", "self_consistency", "adaptive_consistency", "first_finish", "beam_search", "dvts", "rebase"),
+            *("sequential_revision", "budget_forcing", "agent_loop"),
+        ]
+    )
+    first = rng.choice([None, rng.randint(1, samples)])
+    settings = {
+        "best_of_n": {"samples": samples, "first": first, **scored, "score_when": rng.choice(["all", "each"])},
+        "self_consistency": {"samples": samples},
+        "adaptive_consistency": {"samples": samples, "wave": rng.randint(1, 3), "threshold": rng.choice([0.6, 0.9])},
+        "first_finish": {"samples": samples, "first": first},
+        "beam_search": {**tree, "width": width},
+        "dvts": {**tree, "width": width},
+        "rebase": {**tree, "temperature": rng.choice([0.1, 1.0])},
+        "sequential_revision": {"rounds": rounds, "append_tokens": append},
+        "budget_forcing": {"min_tokens": rng.randint(1, max_tokens), "rounds": rounds, "answer_tokens": 3},
+        "agent_loop": {"rounds": rounds, "append_tokens": append, "think_s": rng.choice([0, step_ns * 3]) / 1e9},
+    }
+    growth = {"sequential_revision": (rounds - 1) * (max_tokens + append), "budget_forcing": 2 * rounds + 8}
+    growth["agent_loop"] = growth["sequential_revision"]
+    if name in ("beam_search", "dvts", "rebase"):
+        growth[name] = iterations * tree["step_tokens"] + 3
+    return {"name": name, **settings[name]}, growth.get(name, 3)
+
+
+def _most_requests(settings):
+    rounds = settings.get("rounds", 1) + 2
+    scored = 2 if "verifier" in settings else 1
+    return max(settings.get("samples", 1) * settings.get("iterations", 1) * scored, rounds)
+
+
 # ---- worlds ----
 
 
@@ -184,6 +286,10 @@ def make_world(seed, index):
     count = rng.choice([1, 2, 4, 6, 10, 16]) if scripted or samples < 4 else rng.choice([1, 2, 4, 7])
     is_closed = rng.random() < 0.15
     world["concurrency"] = rng.randint(1, count) if is_closed else None
+    world["bundled"], growth = None, 0
+    special = random.Random(f"{seed}/{index}/bundled")
+    if not scripted and special.random() < BUNDLED_SHARE:
+        world["bundled"], growth = _bundled(special, max_tokens, step_ns)
     world["queries"] = []
     shared = block_size * rng.randint(1, 5) if rng.random() < 0.3 else 0
     time_ns, longest_prompt, longest_text = 0, 1, 1
@@ -196,8 +302,9 @@ def make_world(seed, index):
         end = 32 if owner < 10 else shared + own
         prompt = [[owner, end]] if owner < 10 or not shared else [[0, shared], [owner, end]]
         query = {"arrival_ns": time_ns, "prompt": prompt, "script": None, "answer": None}
+        query["worth"] = [[special.randint(-1, 3), special.gauss(0, 1)] for _ in range(special.randint(1, 6))]
         query["outputs"] = [length(120) if rng.random() < 0.8 else 120 for _ in range(rng.randint(1, 8))]
-        extra = max_tokens
+        extra = max_tokens + growth
         if scripted:
             query["script"], extra = _script(rng, world, step_ns, on_grid)
             query["answer"] = 0 if rng.random() < 0.3 else None
@@ -209,12 +316,24 @@ def make_world(seed, index):
             time_ns += int(rng.expovariate(1) * gap * step_ns)
     while num_requests(world) > MOST_REQUESTS:
         world["queries"].pop()
-    has_children = any(
+    has_children = world["bundled"] is not None or any(
         operation[0] == "spawn" and operation[2] is not None
         for query in world["queries"]
         for operation in query["script"] or []
     )
-    world["engine"] = _engine(rng, block_size, longest_prompt, longest_text, has_children)
+    world["engine"] = engine = _engine(rng, block_size, longest_prompt, longest_text, has_children)
+    engine["speculation"], world["luck"] = None, None
+    special = random.Random(f"{seed}/{index}/speculation")
+    if special.random() < SPECULATING_SHARE and engine["max_num_batched_tokens"] > 2:
+        is_async, budget = engine["async_scheduling"], engine["max_num_batched_tokens"]
+        engine["speculation"], world["luck"] = _speculation(special, is_async, budget)
+        drafts = engine["speculation"]["num_speculative_tokens"]
+        lookahead = -(-2 * drafts // block_size) + 1
+        engine["num_gpu_blocks"] += lookahead if special.random() < 0.8 else 0
+        if special.random() < 0.8:
+            engine["long_prefill_token_threshold"] = 0
+        if special.random() < 0.7:
+            engine["max_num_seqs"] = min(engine["max_num_seqs"], max(1, budget // (drafts + 2)))
     return world
 
 
@@ -292,6 +411,8 @@ def _host(rng, on_grid, step_ns):
 
 def num_requests(world):
     """Requests that a world has."""
+    if world["bundled"]:
+        return _most_requests(world["bundled"]) * len(world["queries"])
     if world["strategy"]:
         return world["strategy"][0] * len(world["queries"])
     spawns = (operation for query in world["queries"] for operation in query["script"] if operation[0] == "spawn")
@@ -317,6 +438,7 @@ _SIMPLE_ENGINE = {
     "scheduler_reserve_full_isl": True,
     "watermark_blocks": 0,
     "free_unhashed_first": True,
+    "speculation": None,
     "max_num_batched_tokens": 1000,
     "max_num_seqs": 64,
     "max_model_len": 1000,

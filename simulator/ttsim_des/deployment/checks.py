@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ttsim_des.engine.config import EngineConfig
 from ttsim_des.engine.memory import MemoryDerivation
 from ttsim_des.errors import Problem
@@ -9,6 +11,26 @@ from ttsim_des.latency.geometry import ModelGeometry
 from ttsim_des.latency.profile import GpuProfile
 from ttsim_des.scenario.schema import Cluster, Scenario
 from ttsim_des.workload.expected import ExpectedWork
+
+
+class LongestRequest(NamedTuple):
+    """The longest prompt that may come, the cap on its output, and the longest output that may come."""
+
+    prompt_tokens: int
+    max_tokens: int
+    output_tokens: int
+    mean_context: float = 1024.0
+    """Halfway through a mean output."""
+
+    @classmethod
+    def of(cls, work: ExpectedWork, max_tokens: int) -> LongestRequest:
+        """What the generator sees."""
+        context = work.prompt_tokens_mean + work.output_tokens_mean / 2
+        return cls(work.prompt_tokens_max, max_tokens, -(-work.output_tokens_max // work.requests), context)
+
+    def scored(self, score_tokens: int) -> LongestRequest:
+        """What a verifier sees: the whole text and its instructions, to be read only."""
+        return LongestRequest(self.prompt_tokens + self.output_tokens + score_tokens, 0, 0)
 
 
 def sharding_problems(geometry: ModelGeometry, cluster: Cluster) -> list[Problem]:
@@ -33,7 +55,7 @@ def sharding_problems(geometry: ModelGeometry, cluster: Cluster) -> list[Problem
 
 
 def fit_problems(
-    scenario: Scenario, config: EngineConfig, memory: MemoryDerivation, work: ExpectedWork
+    scenario: Scenario, config: EngineConfig, memory: MemoryDerivation, longest: LongestRequest
 ) -> list[Problem]:
     """What can never run: a model without room for KV blocks, a request that no empty engine could hold."""
     given = scenario.engine
@@ -59,7 +81,7 @@ def fit_problems(
         )
         expected = "at least max_model_len, or enable_chunked_prefill = true"
         problems.append(Problem(message, key="engine.max_num_batched_tokens", expected=expected))
-    longest_prompt, cap = work.prompt_tokens_max, scenario.workload.max_tokens
+    longest_prompt, cap, longest_output, _ = longest
     if longest_prompt + cap > config.max_model_len:
         key = "workload.max_tokens" if given.max_model_len is None else "engine.max_model_len"
         message = (
@@ -68,9 +90,12 @@ def fit_problems(
         )
         expected = f"max_model_len of at least {longest_prompt + cap}, a lower cap, or a lower workload.prompt.max"
         problems.append(Problem(message, key=key, expected=expected))
-    longest_output = -(-work.output_tokens_max // work.requests)
     # The last token of a request is never computed, so it needs no room.
-    needed = -(-(longest_prompt + longest_output - 1) // config.block_size)
+    reach = longest_prompt + max(longest_output - 1, 0)
+    if config.speculation is not None:  # its last step still drafts
+        drafts = config.speculation.num_speculative_tokens
+        reach = min(reach + 1 + 2 * drafts + config.speculation.num_lookahead_tokens, config.max_model_len)
+    needed = -(-reach // config.block_size)
     if needed > config.num_gpu_blocks - 1:
         key = "cluster.gpu" if given.num_gpu_blocks is None else "engine.num_gpu_blocks"
         message = (

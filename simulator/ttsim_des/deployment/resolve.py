@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from ttsim_des.deployment.checks import fit_problems, sharding_problems, warnings
+from ttsim_des.deployment.checks import LongestRequest, fit_problems, sharding_problems, warnings
 from ttsim_des.deployment.prices import price
+from ttsim_des.deployment.speculation import (
+    acceptance,
+    adaptive_table,
+    draft_geometry,
+    draft_tp,
+    drafting_settings,
+    may_schedule_ahead,
+    speculation_config,
+    with_drafting,
+)
+from ttsim_des.deployment.speculation import step_model as drafting_model
 from ttsim_des.engine.config import EngineConfig
 from ttsim_des.engine.engine_file import EngineFile, load_engine_file
 from ttsim_des.engine.memory import MemoryDerivation, derive_blocks
 from ttsim_des.engine.throughput import ThroughputBound, best_throughput
 from ttsim_des.errors import InputError, Problem, bad_input
 from ttsim_des.latency.affine import AffineStepModel
+from ttsim_des.latency.calibration import UNFITTED, Calibration, calibration_path, read_calibration
 from ttsim_des.latency.geometry import ModelGeometry, load_geometry
 from ttsim_des.latency.host import HostOverhead
 from ttsim_des.latency.kernels import KernelStepModel
 from ttsim_des.latency.profile import GpuProfile, load_profile
 from ttsim_des.latency.shape import StepModel
-from ttsim_des.scenario.schema import AffineLatency, Scenario, Workload
+from ttsim_des.router import Policy
+from ttsim_des.scenario.schema import AffineLatency, Engine, Scenario, Speculative, Workload
+from ttsim_des.speculation.acceptance import Acceptance
 from ttsim_des.units import NS_PER_US, s_to_ns
 from ttsim_des.workload.expected import ExpectedWork, expected_work
 
@@ -55,10 +70,15 @@ class Deployment:
     settings: tuple[Setting, ...]
     profile_source: str
     warnings: tuple[str, ...]
+    router: Policy = "round_robin"
+    acceptance: Acceptance | None = None
+    """With speculative decoding: what becomes of drafts."""
+    pools: Mapping[str, Deployment] = field(default_factory=dict)
+    """The pools beside the generator's, by name."""
 
     @property
     def gpus(self) -> int:
-        """All GPUs of the cluster."""
+        """GPUs of this pool."""
         return self.tp * self.replicas
 
     @property
@@ -72,38 +92,90 @@ class Deployment:
         new_tokens = prompt_tokens
         if self.engine_config.enable_prefix_caching:
             own_tokens = max(0.0, prompt_tokens - workload.shared_prefix_tokens)
-            new_tokens = max(1.0, own_tokens * work.queries / work.requests)
+            new_tokens = max(1.0, own_tokens * work.queries / work.chains)
         one = best_throughput(
             self.step_model,
             self.engine_config,
             self.host,
             prompt_tokens=prompt_tokens,
             new_prompt_tokens=new_tokens,
-            output_tokens=work.output_tokens_mean,
+            output_tokens=work.chain_tokens_mean,
+            tokens_per_step=None if self.acceptance is None else self.acceptance.mean_tokens_per_step,
         )
         return one._replace(output_tokens_per_s=one.output_tokens_per_s * self.replicas)
 
 
-def deploy(scenario: Scenario, base_dir: Path) -> Deployment:
-    """Resolve the scenario's cluster; files it names are relative to `base_dir`.
+def deploy(scenario: Scenario, base_dir: Path, calibration: Calibration | None = None) -> Deployment:
+    """Resolve the scenario's cluster and pools; files they name are relative to `base_dir`.
+
+    `calibration` stands in for the file that the scenario may name.
 
     Raises InputError with every problem found, each with its scenario key.
     """
+    problems: list[Problem] = []
+    work = _attempt(lambda: expected_work(scenario, base_dir), problems)
+    fitted = calibration or _attempt(lambda: _calibration(scenario, base_dir), problems)
+    longest = None if work is None else LongestRequest.of(work, scenario.workload.max_tokens)
+    generator = _attempt(lambda: _deploy(scenario, base_dir, fitted or UNFITTED, longest), problems)
+    pools: dict[str, Deployment] = {}
+    scored = None if longest is None else longest.scored(scenario.workload.strategy.score_tokens or 0)
+    for name, pool in scenario.pools.items():
+        asked = scenario.model_copy(update={"cluster": pool.cluster, "engine": pool.engine, "verifier": None})
+        found: list[Problem] = []
+        deployed = _attempt(partial(_deploy, asked, base_dir, fitted or UNFITTED, scored), found)
+        problems += [_under(name, problem) for problem in found]
+        if deployed is not None:
+            pools[name] = deployed
+    if problems or generator is None:
+        raise InputError(problems)
+    extra = tuple(f"pool {name}: {text}" for name, pool in pools.items() for text in pool.warnings)
+    return replace(generator, pools=pools, warnings=(*generator.warnings, *extra))
+
+
+def _under(pool: str, problem: Problem) -> Problem:
+    """A problem of a pool's deployment, with the key that the scenario has for it."""
+    of_pool = problem.key.startswith(("cluster.", "engine."))
+    return replace(
+        problem,
+        message=problem.message if of_pool else f"for the {pool}: {problem.message}",
+        key=f"{pool}.{problem.key}" if of_pool else problem.key,
+    )
+
+
+def _deploy(scenario: Scenario, base_dir: Path, calibration: Calibration, longest: LongestRequest | None) -> Deployment:
+    """One pool: the cluster and engine of a scenario."""
     cluster = scenario.cluster
     problems: list[Problem] = []
-    profile = _attempt(lambda: load_profile(cluster.gpu), problems)
+    profile = _attempt(lambda: load_profile(cluster.gpu, base_dir), problems)
     geometry = _attempt(lambda: load_geometry(cluster.model, base_dir), problems)
     engine = _attempt(lambda: load_engine_file(cluster.engine), problems)
-    work = _attempt(lambda: expected_work(scenario, base_dir), problems)
     if geometry is not None:
         problems += sharding_problems(geometry, cluster)
-    if problems or profile is None or geometry is None or engine is None or work is None:
+    if problems or profile is None or geometry is None or engine is None:
         raise InputError(problems)
-    config, memory, settings = _engine_config(scenario, profile, geometry, engine)
-    problems += fit_problems(scenario, config, memory, work)
-    step_model = _attempt(lambda: _step_model(scenario, profile, geometry, engine, config), problems)
+    asked = scenario.engine.speculative if isinstance(scenario.engine, Engine) else None
+    drafter = process = None
+    if asked is not None:
+        drafter = _attempt(lambda: draft_geometry(asked, geometry, base_dir), problems)
+        process = _attempt(lambda: acceptance(asked, base_dir), problems)
+        _attempt(lambda: draft_tp(asked, cluster), problems)
+        if problems:
+            raise InputError(problems)
+    config, memory, settings = _engine_config(scenario, profile, geometry, engine, asked, drafter)
+    if longest is not None:
+        problems += fit_problems(scenario, config, memory, longest)
+    step_model = _attempt(lambda: _step_model(scenario, profile, geometry, engine, config, calibration), problems)
     if problems or step_model is None:
         raise InputError(problems)
+    host = _host(scenario, engine, calibration)
+    if asked is not None:
+        scale = calibration.kernel_scale
+        step_model = drafting_model(step_model, asked, profile, geometry, drafter, cluster, config, scale)
+        host = with_drafting(host, asked)
+        if asked.policy == "adaptive" and process is not None and config.speculation is not None:
+            table = adaptive_table(step_model, host, config, process, longest.mean_context if longest else 1024)
+            config = replace(config, speculation=replace(config.speculation, by_batch_size=table))
+        settings = (*settings, *(Setting(*row) for row in drafting_settings(asked, config)))
     usd, price_source = price(cluster)
     return Deployment(
         gpu=cluster.gpu,
@@ -113,8 +185,8 @@ def deploy(scenario: Scenario, base_dir: Path) -> Deployment:
         replicas=cluster.replicas,
         geometry=geometry,
         engine_config=config,
-        host=_host(scenario, engine),
-        host_source=engine.host_source if scenario.latency.model == "kernels" else "none with latency.model = affine",
+        host=host,
+        host_source=_host_source(scenario, engine),
         step_model=step_model,
         gpu_hour_usd=usd,
         price_source=price_source,
@@ -122,6 +194,8 @@ def deploy(scenario: Scenario, base_dir: Path) -> Deployment:
         settings=settings,
         profile_source=profile.meta.source if scenario.latency.model == "kernels" else "scenario (latency.affine)",
         warnings=warnings(scenario, profile, geometry, memory),
+        router=cluster.router,
+        acceptance=process,
     )
 
 
@@ -135,7 +209,12 @@ def _attempt(load: Callable[[], T], problems: list[Problem]) -> T | None:
 
 
 def _engine_config(
-    scenario: Scenario, profile: GpuProfile, geometry: ModelGeometry, engine: EngineFile
+    scenario: Scenario,
+    profile: GpuProfile,
+    geometry: ModelGeometry,
+    engine: EngineFile,
+    asked: Speculative | None,
+    drafter: ModelGeometry | None,
 ) -> tuple[EngineConfig, MemoryDerivation, tuple[Setting, ...]]:
     """The scenario's engine table over the engine file's defaults, with the blocks that follow."""
     given, defaults = scenario.engine, engine.defaults
@@ -169,6 +248,7 @@ def _engine_config(
         max_num_seqs=seqs,
         max_num_batched_tokens=budget,
         num_gpu_blocks=given.num_gpu_blocks,
+        drafter=None if asked is None or drafter is None else (drafter, draft_tp(asked, scenario.cluster)),
     )
     blocks = take("num_gpu_blocks", memory.num_gpu_blocks, "derived from memory")
     config = EngineConfig(
@@ -179,7 +259,11 @@ def _engine_config(
         max_model_len=max_model_len,
         enable_prefix_caching=take("enable_prefix_caching", defaults.enable_prefix_caching, by_file),
         enable_chunked_prefill=chunked,
-        async_scheduling=take("async_scheduling", defaults.async_scheduling, by_file),
+        async_scheduling=take(
+            "async_scheduling",
+            defaults.async_scheduling if asked is None else defaults.async_scheduling and may_schedule_ahead(asked),
+            by_file if asked is None or may_schedule_ahead(asked) else "drafts depend on the text",
+        ),
         scheduling_policy=take("scheduling_policy", defaults.scheduling_policy, by_file),
         long_prefill_token_threshold=take(
             "long_prefill_token_threshold", defaults.long_prefill_token_threshold, by_file
@@ -187,13 +271,19 @@ def _engine_config(
         scheduler_reserve_full_isl=take("scheduler_reserve_full_isl", defaults.scheduler_reserve_full_isl, by_file),
         watermark_blocks=int(take("watermark", defaults.watermark, by_file) * blocks),
         free_unhashed_first=engine.free_unhashed_first,
+        speculation=None if asked is None else speculation_config(asked),
     )
     settings.append(Setting("free_unhashed_first", engine.free_unhashed_first, by_file))
     return config, memory, tuple(settings)
 
 
 def _step_model(
-    scenario: Scenario, profile: GpuProfile, geometry: ModelGeometry, engine: EngineFile, config: EngineConfig
+    scenario: Scenario,
+    profile: GpuProfile,
+    geometry: ModelGeometry,
+    engine: EngineFile,
+    config: EngineConfig,
+    calibration: Calibration,
 ) -> StepModel:
     """The step model that the scenario asks for."""
     cluster = scenario.cluster
@@ -212,6 +302,8 @@ def _step_model(
         graph_tokens=min(engine.graph_tokens, 2 * config.max_num_seqs, config.max_num_batched_tokens),
         gap_ns=engine.step_gap_ns,
         unequal_contexts=profile.meta.kv_stream.is_measured if asked is None else asked,
+        kernel_scale=calibration.kernel_scale,
+        expert_parallel=cluster.expert_parallel,
     )
 
 
@@ -226,9 +318,22 @@ def affine_step_model(table: AffineLatency) -> AffineStepModel:
     )
 
 
-def _host(scenario: Scenario, engine: EngineFile) -> HostOverhead:
-    """The engine file's host time (none around affine steps: their constant says all), `frontend.ingest_s` over it."""
-    host = engine.host if scenario.latency.model == "kernels" else HostOverhead()
+def _calibration(scenario: Scenario, base_dir: Path) -> Calibration:
+    """What the scenario's calibration file says; nothing where it names none."""
+    name = scenario.latency.calibration
+    return UNFITTED if name is None else read_calibration(calibration_path(name, base_dir))
+
+
+def _host(scenario: Scenario, engine: EngineFile, calibration: Calibration) -> HostOverhead:
+    """The engine file's host time, calibration and scenario over it; affine steps have theirs in the constant."""
+    host = calibration.host(engine.host) if scenario.latency.model == "kernels" else HostOverhead()
     if scenario.frontend.ingest_s is not None:
         host = host._replace(request_ns=s_to_ns(scenario.frontend.ingest_s))
     return host
+
+
+def _host_source(scenario: Scenario, engine: EngineFile) -> str:
+    if scenario.latency.model != "kernels":
+        return "none with latency.model = affine"
+    fitted = scenario.latency.calibration
+    return engine.host_source if fitted is None else f"calibration {fitted} over engine file {engine.name}"

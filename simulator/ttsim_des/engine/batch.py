@@ -9,72 +9,72 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
-from ttsim_des.engine.request import Request
+from ttsim_des.engine.request import DECODING, Place, Request
+from ttsim_des.latency.shape import StepShape
 
 
 class DecodeBatch:
     """Sequences that compute one token in every step.
 
     A sequence takes a block in step e when what it has computed before fills its blocks: (base + e - 1) is a multiple
-    of the block size. `_phases[r]` counts the bases that are r modulo the block size.
+    of the block size. `phases[r]` counts the bases that are r modulo the block size.
     """
 
     def __init__(self, block_size: int) -> None:
         self.seqs = 0
         self._block_size = block_size
         self._base_sum = 0
-        self._phases = [0] * block_size
+        self.phases = [0] * block_size
         self._largest: list[tuple[int, int, Request]] = []
 
-    def add(self, request: Request) -> None:
-        """A sequence decodes from the next step on; `request.base` is set."""
+    def add(self, request: Request, step: int) -> None:
+        """A sequence decodes from `step` on; `request.base` is set."""
         base = request.base
+        request.place = DECODING
         self.seqs += 1
         self._base_sum += base
-        self._phases[base % self._block_size] += 1
-        request.is_decoding = True
+        self.phases[base % self._block_size] += 1
         heappush(self._largest, (-base, request.serial, request))
 
-    def remove(self, request: Request) -> None:
-        """A sequence no longer decodes."""
+    def remove(self, request: Request, place: Place, launched: int) -> None:
+        """A sequence no longer decodes, `launched` being the last step that it was in; it is in `place` from now on."""
+        request.place = place
         self.seqs -= 1
         self._base_sum -= request.base
-        self._phases[request.base % self._block_size] -= 1
-        request.is_decoding = False
+        self.phases[request.base % self._block_size] -= 1
 
     def clear(self) -> None:
         """Forget those that have left; only when nobody decodes. One that comes back does so with another base."""
         assert not self.seqs
         self._largest.clear()
 
-    def ctx_sum(self, step: int) -> int:
-        """The sum of contexts in a step, the step's own tokens included."""
-        return self._base_sum + self.seqs * step
-
-    def ctx_max(self, step: int) -> int:
-        """The largest context in a step; 0 without sequences."""
-        largest = self._largest
-        while largest:
-            _, serial, request = largest[0]
-            if request.is_decoding and request.serial == serial:
-                return request.base + step
+    def shape(self, step: int) -> StepShape:
+        """The shape of a step of these sequences alone, of which there is one at least."""
+        seqs, largest = self.seqs, self._largest
+        negative_base, serial, request = largest[0]
+        while request.place is not DECODING or request.serial != serial:
             heappop(largest)
-        return 0
+            negative_base, serial, request = largest[0]
+        return tuple.__new__(StepShape, (seqs, self._base_sum + seqs * step, step - negative_base, (), seqs, 0, 0))
+
+    def num_tokens(self, step: int) -> int:
+        """Tokens that a step computes for these sequences."""
+        return self.seqs
 
     def blocks_taken(self, step: int) -> int:
         """Blocks that a step takes."""
-        return self._phases[(1 - step) % self._block_size]
+        return self.phases[(1 - step) % self._block_size]
 
     def blocks_taken_after(self, step: int, steps: int) -> int:
         """Blocks that the `steps` steps after `step` take."""
-        rounds, rest = divmod(steps, self._block_size)
-        taken = rounds * self.seqs
+        block_size = self._block_size
+        rest = steps % block_size
+        taken = steps // block_size * self.seqs
         if rest:
-            first = -step % self._block_size  # the residue that takes a block in step + 1; then downwards
-            if rest <= first + 1:
-                taken += sum(self._phases[first + 1 - rest : first + 1])
-            else:
-                taken += sum(self._phases[: first + 1]) + sum(self._phases[first + 1 - rest :])
+            end = -step % block_size + 1  # behind the residue that takes a block in step + 1; then downwards
+            if rest <= end:
+                return taken + sum(self.phases[end - rest : end])
+            return taken + sum(self.phases[:end]) + sum(self.phases[end - rest :])
         return taken
 
     def steps_within_blocks(self, step: int, free_blocks: int, limit: int) -> int:
@@ -84,7 +84,7 @@ class DecodeBatch:
         rounds = min(free_blocks // self.seqs, limit // self._block_size)
         steps, left = rounds * self._block_size, free_blocks - rounds * self.seqs
         while steps < limit:
-            left -= self._phases[(-step - steps) % self._block_size]
+            left -= self.phases[(-step - steps) % self._block_size]
             if left < 0:
                 break
             steps += 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ttsim_des.engine.speculation import SpeculationConfig
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -25,3 +27,4 @@ class EngineConfig:
     watermark_blocks: int = 0
     free_unhashed_first: bool = True
     """Freed blocks that no hash names go to the front of the free queue (False: behind everything, as in vLLM 0.19)."""
+    speculation: SpeculationConfig | None = None

@@ -11,8 +11,7 @@ Exact block by block: tests/engine/block_oracle.py is the same cache with an obj
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from ttsim_des.engine.config import EngineConfig
 from ttsim_des.engine.request import Request
@@ -38,19 +37,11 @@ class Extent:
         return self.high - self.low
 
 
-class Piece(NamedTuple):
-    """Blocks `low` .. `high` - 1 of an extent that hits them."""
+Piece = tuple[Extent, int, int]
+"""(extent, low, high): an extent that hits blocks `low` .. `high` - 1."""
 
-    extent: Extent
-    low: int
-    high: int
-
-
-class Holding(NamedTuple):
-    """`blocks` named blocks of a request, from the start of `first` on, through its `upper` extents."""
-
-    first: Extent
-    blocks: int
+Holding = tuple[Extent, int]
+"""(first, blocks): that many named blocks of a request, from the start of `first` on, through its `upper` extents."""
 
 
 class KVCacheManager:
@@ -74,34 +65,36 @@ class KVCacheManager:
     # ---- asking ----
 
     def find_prefix(self, request: Request) -> list[Piece]:
-        """The longest cached prefix, piece by piece in order.
+        """The longest cached prefix, piece by piece in order from block 0 on.
 
         At most what covers all but one known token: something must be computed to have logits to sample from.
         """
         hits: list[Piece] = []
-        if not self._caching:
-            return hits
-        for owner, first, end in self._named_blocks(request, 0, (request.num_tokens - 1) // self.block_size):
-            copies, index = self._extents.get(owner), first
-            while index < end:
-                piece = _oldest_copy(copies, index, end) if copies else None
-                if piece is None:
+        if self._caching:
+            block_size, low = self.block_size, 0
+            limit = (request.prompt_tokens + request.num_output_tokens - 1) // block_size
+            for owner, end in request.prompt:
+                stop = end // block_size if end // block_size < limit else limit
+                if low < stop and (low := self._hit(owner, low, stop, hits)) < stop:
                     return hits
-                hits.append(piece)
-                index = piece.high
+            if low < limit:
+                self._hit(-1 - request.request_id, low, limit, hits)
         return hits
 
-    def can_admit(self, request: Request, hits: list[Piece], num_tokens: int, spare_blocks: int) -> bool:
+    def can_admit(self, hits: list[Piece], num_tokens: int, spare_blocks: int) -> bool:
         """Whether `num_tokens` tokens, of which `hits` are cached, fit now and leave `spare_blocks` free.
 
         Hits that lie in the free queue are taken out of it, so they count as needed.
         """
-        held = sum(piece.high - piece.low for piece in hits if piece.extent.refs)
-        return self.num_blocks(num_tokens) - held + spare_blocks <= self.num_free_blocks
+        needed = -(-num_tokens // self.block_size) + spare_blocks
+        for extent, low, high in hits:
+            if extent.refs:
+                needed -= high - low
+        return needed <= self.num_free_blocks
 
     def num_missing_blocks(self, request: Request, num_tokens: int) -> int:
         """Blocks to take so that `request` holds room for `num_tokens` tokens."""
-        return self.num_blocks(num_tokens) - request.num_blocks
+        return -(-num_tokens // self.block_size) - request.num_blocks
 
     # ---- doing ----
 
@@ -113,59 +106,48 @@ class KVCacheManager:
             if high < extent.high:
                 self._split(extent, high)
             if not extent.refs:
-                self._unlink(extent)
+                extent.before.after, extent.after.before = extent.after, extent.before
+                extent.before = extent.after = _NOWHERE
                 self.num_free_blocks -= high - low
                 self.num_cached_free_blocks -= high - low
             extent.refs += 1
-            request.holdings.append(Holding(extent, high - low))
-            request.num_blocks += high - low
-        request.num_registered_blocks = request.num_blocks
-        request.growing = False
+            request.holdings.append((extent, high - low))
+        if hits:
+            request.num_registered_blocks = request.num_blocks = hits[-1][2]
 
     def allocate(self, request: Request, num_tokens: int) -> None:
         """Take blocks until `request` has room for `num_tokens` tokens; the caller has asked that they are there."""
-        missing = self.num_missing_blocks(request, num_tokens)
+        missing = -(-num_tokens // self.block_size) - request.num_blocks
         if missing > 0:
             request.num_blocks += missing
             self.take(missing)
 
     def take(self, count: int) -> None:
         """Take blocks from the head of the free queue; named ones are forgotten, from the top of their extent down."""
-        assert count <= self.num_free_blocks
+        assert 0 < count <= self.num_free_blocks
         self.num_free_blocks -= count
-        while count:
-            extent = self._queue.after
-            taken = min(count, extent.high - extent.low)
-            extent.high -= taken
-            count -= taken
+        extent = self._queue.after
+        if extent.high - extent.low <= count:
+            extent, count = self._take_whole(extent, count)
+        if count:
+            extent.high -= count
             if extent.owner is not None:
-                self.num_cached_free_blocks -= taken
-            if extent.high == extent.low:
-                self._unlink(extent)
-                if extent.owner is not None:
-                    self._forget(extent, extent.owner)
+                self.num_cached_free_blocks -= count
 
     def register(self, request: Request, num_tokens: int) -> None:
         """Name the blocks that the first `num_tokens` tokens fill, so that others can hit them."""
-        num_full = num_tokens // self.block_size
-        if not self._caching or num_full <= request.num_registered_blocks:
+        block_size, named = self.block_size, request.num_registered_blocks
+        num_full = num_tokens // block_size
+        if not self._caching or num_full <= named:
             return
-        named = request.num_registered_blocks
-        if named >= request.prompt_tokens // self.block_size:  # its own output, as at the end of every request
-            pieces: Iterable[tuple[int, int, int]] = ((request.output_owner, named, num_full),)
-        else:
-            pieces = self._named_blocks(request, named, num_full)
-        for owner, low, high in pieces:
-            copies = self._extents.setdefault(owner, [])
-            last = request.holdings[-1] if request.growing else None
-            if last and copies and copies[-1] is last.first and last.first.high == low and last.first.refs == 1:
-                last.first.high = high
-                request.holdings[-1] = Holding(last.first, high - last.first.low)
-                continue
-            extent = Extent(owner, low, high, 1)
-            copies.append(extent)
-            request.holdings.append(Holding(extent, high - low))
-            request.growing = True
+        if named < request.prompt_tokens // block_size:
+            for owner, end in request.prompt:
+                stop = end // block_size if end // block_size < num_full else num_full
+                if named < stop:
+                    self._name(request, owner, named, stop)
+                    named = stop
+        if named < num_full:
+            self._name(request, -1 - request.request_id, named, num_full)
         request.num_registered_blocks = num_full
 
     def free(self, request: Request) -> None:
@@ -174,41 +156,105 @@ class KVCacheManager:
         Blocks that nobody else holds become free: named ones at the end of the queue (so the tail of a prefix is
         evicted before its head), the others at its front, or in older engines at the end as well.
         """
-        self._put_unnamed(request.num_blocks - request.num_registered_blocks)
-        for first, blocks in reversed(request.holdings):
-            whole = first.high - first.low == blocks
-            for extent in (first,) if whole else reversed(list(_extents_of(first, blocks))):
+        unnamed = request.num_blocks - request.num_registered_blocks
+        if unnamed:
+            self._put_unnamed(unnamed)
+        queue, freed, holdings = self._queue, 0, request.holdings
+        last = queue.before
+        for first, blocks in reversed(holdings):
+            if first.high - first.low == blocks:  # as most
+                if first.refs == 1:
+                    first.refs = 0
+                    freed += blocks
+                    last.after, first.before = first, last
+                    last = first
+                else:
+                    first.refs -= 1
+                continue
+            for extent in reversed(list(_extents_of(first, blocks))):
                 extent.refs -= 1
                 if not extent.refs:
-                    self._link_before(self._queue, extent)
-                    self.num_free_blocks += extent.high - extent.low
-                    self.num_cached_free_blocks += extent.high - extent.low
-        request.holdings = []
+                    freed += extent.high - extent.low
+                    last.after, extent.before = extent, last
+                    last = extent
+        last.after, queue.before = queue, last
+        self.num_free_blocks += freed
+        self.num_cached_free_blocks += freed
+        holdings.clear()
         request.num_blocks = request.num_registered_blocks = 0
+        request.growing = False
+
+    def retire(self, request: Request, num_tokens: int) -> None:
+        """`register` and `free` at once, as at the end of a request that has decoded."""
+        low, high, owner = request.num_registered_blocks, num_tokens // self.block_size, -1 - request.request_id
+        if low < high and self._caching:
+            if owner in self._extents or low < request.prompt_tokens // self.block_size:
+                self.register(request, num_tokens)
+            else:  # its own text, of which nothing has a name yet
+                extent = Extent(owner, low, high, 1)
+                self._extents[owner] = [extent]
+                request.holdings.append((extent, high - low))
+                request.num_registered_blocks = high
+        self.free(request)
 
     # ---- inside ----
 
-    def _named_blocks(self, request: Request, low: int, high: int) -> Iterator[tuple[int, int, int]]:
-        """Blocks `low` .. `high` - 1 of a request's text, by owner: (owner, first, past the last)."""
-        for owner, end in request.prompt:
-            stop = min(end // self.block_size, high)
-            if low < stop:
-                yield owner, low, stop
-                low = stop
-        if low < high:
-            yield request.output_owner, low, high
+    def _hit(self, owner: int, low: int, stop: int, hits: list[Piece]) -> int:
+        """Add what is cached of blocks `low` .. `stop` - 1 of an owner's text; returns the first that is not."""
+        copies = self._extents.get(owner)
+        while copies and low < stop:
+            piece = _oldest_copy(copies, low, stop)
+            if piece is None:
+                break
+            hits.append(piece)
+            low = piece[2]
+        return low
+
+    def _name(self, request: Request, owner: int, low: int, high: int) -> None:
+        """Name the next blocks of a request: a new extent, or the last one grows where nobody else has seen it."""
+        copies = self._extents.get(owner)
+        if copies is None:
+            copies = self._extents[owner] = []
+        elif request.growing:
+            last, _ = request.holdings[-1]
+            if copies[-1] is last and last.high == low and last.refs == 1:
+                last.high = high
+                request.holdings[-1] = (last, high - last.low)
+                return
+        extent = Extent(owner, low, high, 1)
+        copies.append(extent)
+        request.holdings.append((extent, high - low))
+        request.growing = True
+
+    def _take_whole(self, extent: Extent, count: int) -> tuple[Extent, int]:
+        """Take extents at the queue's head while they have at most `count` blocks; what is next, and left to take."""
+        queue, size = self._queue, extent.high - extent.low
+        while count and size <= count:
+            count -= size
+            extent.high = extent.low
+            owner, after = extent.owner, extent.after
+            extent.before = extent.after = _NOWHERE
+            if owner is not None:
+                self.num_cached_free_blocks -= size
+                copies = self._extents[owner]
+                if len(copies) == 1:
+                    del self._extents[owner]
+                else:
+                    copies.remove(extent)
+            extent = after
+            size = extent.high - extent.low
+        queue.after, extent.before = extent, queue
+        return extent, count
 
     def _put_unnamed(self, count: int) -> None:
-        if not count:
-            return
+        """Blocks without a name become free."""
         self.num_free_blocks += count
-        ring = self._queue
-        place = ring.after if self._unnamed_first else ring
-        beside = ring.after if self._unnamed_first else ring.before
-        if beside is not ring and beside.owner is None:
+        queue = self._queue
+        beside = queue.after if self._unnamed_first else queue.before
+        if beside.owner is None and beside is not queue:
             beside.high += count
-        else:
-            self._link_before(place, Extent(None, 0, count, 0))
+        elif count:
+            self._link_before(queue.after if self._unnamed_first else queue, Extent(None, 0, count, 0))
 
     def _split(self, extent: Extent, at: int) -> Extent:
         """Cut an extent in two at block `at`; returns the upper one, which comes first in the free queue."""
@@ -222,23 +268,11 @@ class KVCacheManager:
         copies.insert(copies.index(extent) + 1, upper)
         return upper
 
-    def _forget(self, extent: Extent, owner: int) -> None:
-        copies = self._extents[owner]
-        copies.remove(extent)
-        if not copies:
-            del self._extents[owner]
-
     @staticmethod
     def _link_before(place: Extent, extent: Extent) -> None:
         extent.before, extent.after = place.before, place
         place.before.after = extent
         place.before = extent
-
-    @staticmethod
-    def _unlink(extent: Extent) -> None:
-        extent.before.after, extent.after.before = extent.after, extent.before
-        # A held extent must not keep those alive that once lay beside it.
-        extent.before = extent.after = _NOWHERE
 
 
 def _oldest_copy(copies: list[Extent], low: int, high: int) -> Piece | None:
@@ -246,7 +280,7 @@ def _oldest_copy(copies: list[Extent], low: int, high: int) -> Piece | None:
     end = high
     for extent in copies:
         if extent.low <= low < extent.high:
-            return Piece(extent, low, min(end, extent.high))
+            return extent, low, end if end < extent.high else extent.high
         if low < extent.low < end:
             end = extent.low  # from there on this older copy is handed out
     return None
@@ -263,3 +297,4 @@ def _extents_of(first: Extent, blocks: int) -> Iterator[Extent]:
 
 
 _NOWHERE = Extent(None, 0, 0, 0)
+"""Beside a held extent, which must not keep those alive that once lay there."""

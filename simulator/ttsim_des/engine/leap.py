@@ -7,170 +7,204 @@ result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from math import isqrt
 
 from ttsim_des.latency.shape import Run, StepModel, StepShape
-from ttsim_des.records.recorder import StepRow
+from ttsim_des.records.recorder import StepRecorder
+from ttsim_des.records.tables import GapRow, StepRow
 
 
-class Piece(NamedTuple):
-    """Steps `first` .. `first + steps - 1` of a leap; the first of them starts at `start_ns`.
-
-    Step k of the piece (from 0) runs for `duration_ns + k * increment_ns` on the device, and the next one starts
-    `period_ns + k * period_increment_ns` after it.
-    """
-
-    first: int
-    start_ns: int
-    steps: int
-    period_ns: int
-    period_increment_ns: int
-    duration_ns: int
-    increment_ns: int
-
-
-@dataclass(slots=True)
 class Leap:
     """The next `pops` pops of a batch that decodes, and as many steps launched meanwhile.
 
-    `is_async`: a step is launched when the one before it is popped (pop k is the start of step k); else when it is
-    popped itself (pop k is the end of step k). After a pop the engine looks at its inputs once its host time is over:
-    `first_update_ns` after pop 0, `update_ns` after the others. `row` is what the step records say of each step.
+    `rows` are the lines that it leaves in the steps table, runs of steps. `is_async`: a step is launched when the
+    one before it is popped (pop k is the start of step k); else when it is popped itself (pop k is the end of
+    step k). After a pop the engine looks at its inputs once its host time is over: `first_update_ns` after pop 0,
+    `update_ns` after the others.
     """
 
-    pops: int
-    is_async: bool
-    pieces: list[Piece]
-    first_update_ns: int
-    update_ns: int
-    row: StepRow
-    last_pop_ns: int = -1
-    cut_ns: int = -1
-    """When an input last made the leap end early."""
+    __slots__ = (
+        *("cut_ns", "first_pop_ns", "first_update_ns", "is_async", "last_end_ns", "last_pop_ns"),
+        *("pops", "rows", "update_ns"),
+    )
 
-    def start_ns(self, index: int) -> int:
-        """When step `index` starts (that after the last included)."""
-        for first, start_ns, steps, period_ns, increment_ns, _, _ in self.pieces:
-            k = index - first
-            if k <= steps:
-                return start_ns + k * period_ns + increment_ns * (k * (k - 1) // 2)
-        raise IndexError(index)
+    def __init__(self, rows: list[StepRow], pops: int, is_async: bool, first_update_ns: int, update_ns: int) -> None:
+        self.rows, self.pops, self.is_async = rows, pops, is_async
+        self.first_update_ns, self.update_ns = first_update_ns, update_ns
+        self.cut_ns = -1
+        """When an input last made the leap end early."""
+        self._close()
 
-    def end_ns(self, index: int) -> int:
-        """When step `index` ends on the device."""
-        for first, start_ns, steps, period_ns, increment_ns, duration_ns, growth_ns in self.pieces:
-            k = index - first
-            if k < steps:
-                waited_ns = k * period_ns + increment_ns * (k * (k - 1) // 2)
-                return start_ns + waited_ns + duration_ns + k * growth_ns
-        raise IndexError(index)
+    def _close(self) -> None:
+        """Work out the first and the last pop, and when the last step ends on the device."""
+        start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, *_ = self.rows[0]
+        self.first_pop_ns = start_ns if self.is_async else start_ns + duration_ns
+        if len(self.rows) > 1:
+            start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, *_ = self.rows[-1]
+        last = steps - 1
+        start_ns += last * period_ns + growth_ns * (last * (last - 1) // 2)
+        self.last_end_ns = end_ns = start_ns + duration_ns + last * increment_ns
+        self.last_pop_ns = start_ns if self.is_async else end_ns
 
     def pop_ns(self, index: int) -> int:
         """When pop `index` (from 0) happens."""
-        return self.start_ns(index) if self.is_async else self.end_ns(index)
+        for start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, *_ in self.rows:
+            if index < steps:
+                pop_ns = start_ns + _passed(index, period_ns, growth_ns)
+                return pop_ns if self.is_async else pop_ns + duration_ns + index * increment_ns
+            index -= steps
+        raise IndexError(index)
+
+    def cut(self, pops: int) -> None:
+        """End the leap after its first `pops` pops."""
+        self.pops, left = pops, pops
+        for index, row in enumerate(self.rows):
+            if left <= row[1]:
+                self.rows[index:] = [(row[0], left, *row[2:])]
+                break
+            left -= row[1]
+        self._close()
 
     def last_look_ns(self) -> int:
         """When the engine looks at its inputs for the last time before the last pop; -1 when there is one pop only."""
-        before = self.pops - 2
-        if before < 0:
+        if self.pops < 2:
             return -1
-        return self.pop_ns(before) + (self.update_ns if before else self.first_update_ns)
+        return self.pop_ns(self.pops - 2) + (self.update_ns if self.pops > 2 else self.first_update_ns)
 
     def first_pop_seeing(self, time_ns: int) -> int:
         """The first pop after which the engine's look at its inputs is not before `time_ns`; else the last."""
-        if self.pop_ns(0) + self.first_update_ns >= time_ns:
+        if self.pops == 1 or self.first_pop_ns + self.first_update_ns >= time_ns:
             return 0
-        low, high = min(1, self.pops - 1), self.pops - 1
         time_ns -= self.update_ns
-        while low < high:
-            middle = (low + high) // 2
-            if self.pop_ns(middle) >= time_ns:
-                high = middle
-            else:
-                low = middle + 1
-        return low
+        passed = 0
+        for start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, *_ in self.rows:
+            distance_ns, apart_ns = time_ns - start_ns, period_ns  # from pop to pop of this run
+            if not self.is_async:
+                distance_ns, apart_ns = distance_ns - duration_ns, apart_ns + increment_ns
+            if _passed(steps - 1, apart_ns, growth_ns) >= distance_ns:
+                return max(1, passed + _first_reaching(distance_ns, apart_ns, growth_ns))
+            passed += steps
+        return self.pops - 1
 
-    def clipped(self, skip: int, steps: int) -> Iterator[Piece]:
-        """The pieces of the `steps` steps after the first `skip`."""
-        stop = skip + steps
-        for piece in self.pieces:
-            first, start_ns, count, period_ns, increment_ns, duration_ns, growth_ns = piece
-            if first >= skip and first + count <= stop:
-                yield piece
-                continue
-            k, end = max(skip - first, 0), min(stop - first, count)
-            if k < end:
-                start_ns += k * period_ns + increment_ns * (k * (k - 1) // 2)
-                period_ns, duration_ns = period_ns + k * increment_ns, duration_ns + k * growth_ns
-                yield Piece(first + k, start_ns, end - k, period_ns, increment_ns, duration_ns, growth_ns)
+    def record_steps(self, recorder: StepRecorder) -> None:
+        """Leave lines in the steps table."""
+        recorder.step_rows += self.rows
+
+    def record_gaps(self, recorder: StepRecorder, pops: int) -> None:
+        """Leave the lines of the first `pops` pops but the very first in the table of token gaps."""
+        recorder.gap_rows += self._gap_rows(pops)
+
+    def _gap_rows(self, pops: int) -> list[GapRow]:
+        left = pops - 1
+        if not left:
+            return []
+        if self.is_async and left <= self.rows[0][1]:  # as most leaps
+            start_ns, _, period_ns, growth_ns, _, _, seqs, *_ = self.rows[0]
+            return [(start_ns + period_ns, left, period_ns, growth_ns, seqs, 0)]
+        lines: list[GapRow] = []
+        skip = 0 if self.is_async else 1
+        for start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, seqs, *_ in self.rows:
+            count = steps - skip if steps - skip < left else left
+            if count > 0:
+                gap_ns = period_ns + skip * growth_ns
+                if self.is_async:
+                    delivered_ns = start_ns + gap_ns
+                else:
+                    delivered_ns = start_ns + skip * (period_ns + increment_ns) + duration_ns
+                lines.append((delivered_ns, count, gap_ns, growth_ns, seqs, 0))
+                left -= count
+            skip = 0
+        return lines
 
 
-def sync_pieces(durations: Iterator[Run], start_ns: int, host_ns: int) -> list[Piece]:
-    """Steps with `host_ns` of host time between two of them."""
-    pieces, index = [], 0
-    for steps, first_ns, increment_ns in durations:
-        period_ns = first_ns + host_ns
-        pieces.append(Piece(index, start_ns, steps, period_ns, increment_ns, first_ns, increment_ns))
-        index += steps
-        start_ns += steps * period_ns + increment_ns * (steps * (steps - 1) // 2)
-    return pieces
+def _passed(periods: int, period_ns: int, growth_ns: int) -> int:
+    """So many periods, each `growth_ns` longer than the one before."""
+    return periods * period_ns + growth_ns * (periods * (periods - 1) // 2)
 
 
-def async_pieces(durations: Iterator[Run], start_ns: int, first_host_ns: int, host_ns: int) -> list[Piece]:
-    """Steps that follow each other at once, unless the host takes longer than a step: it then sets the pace.
+def _first_reaching(distance_ns: int, period_ns: int, growth_ns: int) -> int:
+    """The smallest k >= 0 at which k periods, each `growth_ns` longer than the one before, add up to `distance_ns`.
 
-    `first_host_ns` is the host time that must pass between the starts of the first two steps, `host_ns` between others.
+    The caller knows that there is one, and that no period before it is negative.
     """
-    pieces: list[Piece] = []
-    index = 0
-    for steps, first_ns, increment_ns in durations:
+    if distance_ns <= 0:
+        return 0
+    if not growth_ns:
+        return -(-distance_ns // period_ns)
+    # k periods take growth/2 k^2 + (period - growth/2) k: invert with whole numbers, then correct both ways.
+    twice = 2 * period_ns - growth_ns
+    k = max(0, (isqrt(max(0, twice * twice + 8 * growth_ns * distance_ns)) - twice) // (2 * growth_ns))
+    while k and _passed(k - 1, period_ns, growth_ns) >= distance_ns:
+        k -= 1
+    while _passed(k, period_ns, growth_ns) < distance_ns:
+        k += 1
+    return k
+
+
+def decode_runs(model: StepModel, shape: StepShape, steps: int) -> list[Run]:
+    """The durations of `steps` steps of a decode batch that begins with `shape`, as linear runs."""
+    run = model.decode_run(shape, steps)
+    runs = [run]
+    while run[0] < steps:
+        passed = run[0]
+        steps -= passed
+        seqs, ctx_sum, ctx_max, chunks, rows, _, _ = shape
+        shape = StepShape(seqs, ctx_sum + passed * seqs, ctx_max + passed, chunks, rows)
+        run = model.decode_run(shape, steps)
+        runs.append(run)
+    return runs
+
+
+def sync_rows(runs: list[Run], start_ns: int, host_ns: int, described: tuple[int, ...]) -> list[StepRow]:
+    """Lines of the steps table for steps with `host_ns` of host time between two of them.
+
+    `described` are the columns from decode_seqs to preempted.
+    """
+    rows: list[StepRow] = []
+    for steps, first_ns, increment_ns, in_domain in runs:
+        period_ns = first_ns + host_ns
+        rows.append((start_ns, steps, period_ns, increment_ns, first_ns, increment_ns, *described, in_domain))
+        start_ns += steps * period_ns + increment_ns * (steps * (steps - 1) // 2)
+    return rows
+
+
+def async_rows(
+    runs: list[Run], start_ns: int, first_host_ns: int, host_ns: int, described: tuple[int, ...]
+) -> list[StepRow]:
+    """Lines for steps that follow each other at once, unless the host takes longer than a step: it then sets the pace.
+
+    `first_host_ns` is the host time that must pass between the starts of the first two steps, `host_ns` between others;
+    `described` as in `sync_rows`.
+    """
+    rows: list[StepRow] = []
+    for steps, first_ns, increment_ns, in_domain in runs:
         last_ns = first_ns + (steps - 1) * increment_ns
-        floor_ns = first_host_ns if not index and first_host_ns > host_ns else host_ns
+        floor_ns = host_ns if rows or first_host_ns < host_ns else first_host_ns
         if first_ns >= floor_ns and last_ns >= floor_ns:
-            pieces.append(Piece(index, start_ns, steps, first_ns, increment_ns, first_ns, increment_ns))
-            index += steps
+            rows.append((start_ns, steps, first_ns, increment_ns, first_ns, increment_ns, *described, in_domain))
             start_ns += steps * first_ns + increment_ns * (steps * (steps - 1) // 2)
             continue
-        runs = [Run(steps, first_ns, increment_ns)]
-        if not index:
-            runs = [Run(1, first_ns, 0), Run(steps - 1, first_ns + increment_ns, increment_ns)]
-        offset = 0
-        for run in runs:
-            for count, period_ns, growth_ns in _at_least(run, host_ns if index else first_host_ns):
-                duration_ns = first_ns + offset * increment_ns
-                pieces.append(Piece(index, start_ns, count, period_ns, growth_ns, duration_ns, increment_ns))
-                index += count
-                offset += count
-                start_ns += count * period_ns + growth_ns * (count * (count - 1) // 2)
-    return pieces
+        parts = [(steps, first_ns)] if rows else [(1, first_ns), (steps - 1, first_ns + increment_ns)]
+        for part_steps, part_ns in parts:
+            duration_ns, floor_ns = part_ns, host_ns if rows else first_host_ns
+            for count, period_ns, growth_ns in _at_least(part_steps, part_ns, increment_ns, floor_ns):
+                rows.append((start_ns, count, period_ns, growth_ns, duration_ns, increment_ns, *described, in_domain))
+                duration_ns += count * increment_ns
+                start_ns += _passed(count, period_ns, growth_ns)
+    return rows
 
 
-def _at_least(run: Run, floor_ns: int) -> list[Run]:
-    """The same run with every value below `floor_ns` raised to it."""
-    steps, first_ns, increment_ns = run
+def _at_least(steps: int, first_ns: int, increment_ns: int, floor_ns: int) -> list[tuple[int, int, int]]:
+    """A linear run (steps, first, increment) with every value below `floor_ns` raised to it."""
     last_ns = first_ns + (steps - 1) * increment_ns
     if steps <= 0:
         return []
     if first_ns >= floor_ns and last_ns >= floor_ns:
-        return [run]
+        return [(steps, first_ns, increment_ns)]
     if first_ns < floor_ns and last_ns < floor_ns:
-        return [Run(steps, floor_ns, 0)]
+        return [(steps, floor_ns, 0)]
     if increment_ns > 0:
         below = -(-(floor_ns - first_ns) // increment_ns)
-        return [Run(below, floor_ns, 0), Run(steps - below, first_ns + below * increment_ns, increment_ns)]
+        return [(below, floor_ns, 0), (steps - below, first_ns + below * increment_ns, increment_ns)]
     above = (first_ns - floor_ns) // -increment_ns + 1
-    return [Run(above, first_ns, increment_ns), Run(steps - above, floor_ns, 0)]
-
-
-def decode_runs(model: StepModel, shape: StepShape, steps: int) -> Iterator[Run]:
-    """The durations of `steps` steps of a decode batch that begins with `shape`, as linear runs."""
-    while True:
-        run = model.decode_run(shape, steps)
-        yield run
-        steps -= run.steps
-        if steps <= 0:
-            return
-        seqs, ctx_sum, ctx_max, chunks, rows, drafts = shape
-        shape = StepShape(seqs, ctx_sum + run.steps * seqs, ctx_max + run.steps, chunks, rows, drafts)
+    return [(above, first_ns, increment_ns), (steps - above, floor_ns, 0)]

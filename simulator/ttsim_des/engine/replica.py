@@ -10,21 +10,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 from ttsim_des.engine.config import EngineConfig
-from ttsim_des.engine.core import EngineCore
-from ttsim_des.engine.leap import Leap, async_pieces, decode_runs, sync_pieces
-from ttsim_des.engine.request import Outcome, Place, Request, Status
+from ttsim_des.engine.core import Delivery, EngineCore
+from ttsim_des.engine.growth_leap import GrowthLeap
+from ttsim_des.engine.leap import Leap, async_rows, decode_runs, sync_rows
+from ttsim_des.engine.request import ELSEWHERE, PREFILLING, RUNNING, WAITING, Outcome, Request
 from ttsim_des.engine.scheduler import Plan
 from ttsim_des.errors import NotValidError
 from ttsim_des.latency.host import HostOverhead
+from ttsim_des.latency.many_steps import many_steps
 from ttsim_des.latency.shape import StepModel, StepShape
-from ttsim_des.records.recorder import StepRecorder, StepRow
+from ttsim_des.records.recorder import StepRecorder
 from ttsim_des.timeline import Event, Phase, Timeline
 
 Stepping = Literal["leap", "step"]
-_ALIVE = (Status.WAITING, Status.RUNNING)
+_ALIVE = (WAITING, RUNNING)
+_STEP_END, _SCHEDULE = Phase.STEP_END, Phase.SCHEDULE
 
 
 class Listener(Protocol):
@@ -39,11 +42,8 @@ class Listener(Protocol):
         ...
 
 
-class _Input(NamedTuple):
-    time_ns: int
-    request: Request
-    outcome: Outcome | None
-    """None: a cancel."""
+_Input = tuple[int, Request, Outcome | None]
+"""When it came, and the request's outcome; None: a cancel."""
 
 
 class Replica:
@@ -66,11 +66,13 @@ class Replica:
         on_plan: Callable[[Plan, int, int], None] | None = None,
     ) -> None:
         self.index = index
-        self.core = EngineCore(config)
+        self.core = EngineCore(config, recorder.gap_rows, recorder.draft_counts)
         self.scheduler = self.core.scheduler
-        self._block_size = config.block_size
-        self._model, self._host = model, host
-        self._timeline, self._listener, self._recorder = timeline, listener, recorder
+        self._model = model
+        self._draft_steps = many_steps(model)
+        self._schedule_step_ns, self._schedule_sequence_ns, self._update_step_ns, self._update_sequence_ns, _ = host
+        self._timeline, self._listener = timeline, listener
+        self._recorder, self._step_rows = recorder, recorder.step_rows
         self._leaps, self._on_plan = stepping == "leap", on_plan
         self._depth = self.core.depth
         self._inbox: list[_Input] = []
@@ -82,7 +84,7 @@ class Replica:
         """When the tokens of the last pop reach the client."""
         self._idle = True
         self.idle_since_ns = 0
-        self._leap: Leap | None = None
+        self._leap: Leap | GrowthLeap | None = None
         self._leap_end: Event | None = None
 
     # ---- inputs: called in the ARRIVAL phase ----
@@ -95,27 +97,34 @@ class Replica:
     def submit(self, request: Request, outcome: Outcome) -> None:
         """A request reaches the engine's input queue now."""
         self._num_undrained += 1
-        self._receive(request, outcome)
+        self._inbox.append((self._timeline.now_ns, request, outcome))
+        if self._idle or self._leap is not None:
+            self._notice_input()
 
     def cancel(self, request: Request) -> None:
         """A cancel reaches the engine's input queue now; too late or twice, it has no effect."""
-        self._receive(request, None)
+        self._inbox.append((self._timeline.now_ns, request, None))
+        if self._idle or self._leap is not None:
+            self._notice_input()
 
-    def _receive(self, request: Request, outcome: Outcome | None) -> None:
-        now_ns = self._timeline.now_ns
-        self._inbox.append(_Input(now_ns, request, outcome))
-        if self._idle:
+    def _notice_input(self) -> None:
+        now_ns, leap = self._timeline.now_ns, self._leap
+        if leap is not None:
+            if leap.cut_ns != now_ns:  # else by another input at this instant
+                self._cut_leap(leap, now_ns)
+        else:
             self._idle = False
             self._at(now_ns, Phase.SCHEDULE, self._on_schedule)
-        elif self._leap is not None:
-            self._cut_leap(self._leap, now_ns)
 
     def delivered_tokens(self, request: Request) -> int:
         """Output tokens of a request that have reached its client by now."""
         now_ns, ledger = self._timeline.now_ns, self.core.ledger
         is_late = now_ns < self._delivered_ns  # the tokens of the last pop are still on their way
-        if request.place in (Place.ELSEWHERE, Place.PREFILLING):
-            return request.num_output_tokens - (is_late and request.last_token_ns == ledger.last_pop_ns)
+        if request.place in (ELSEWHERE, PREFILLING):
+            if is_late and request.last_token_ns == ledger.last_pop_ns:
+                last = 1 if request.drafts is None else request.drafts.last_tokens
+                return request.num_output_tokens - last
+            return request.num_output_tokens
         if self._leap is not None and not is_late:
             return ledger.num_output_tokens(request, self._leap.first_pop_seeing(now_ns + 1))
         return ledger.num_output_tokens(request, -1 if is_late else 0)
@@ -136,33 +145,61 @@ class Replica:
             self._at(time_ns, Phase.SCHEDULE, self._on_schedule)
 
     def _schedule(self, now_ns: int) -> None:
-        """Look at the inputs, plan a step and launch it; then wait for the oldest step in flight."""
-        if self._inbox:
-            self._drain(now_ns)
-        if self.scheduler.has_requests():
+        """Look at the inputs, plan a step and launch it, wait for the oldest step in flight, and again.
+
+        What comes next is done here and now while nothing else can happen before it; else it goes on the timeline.
+        """
+        is_quiet_until, ends_ns = self._timeline.is_quiet_until, self._ends_ns
+        while True:
+            if self._inbox:
+                self._drain(now_ns)
+            shape = self.core.launch_decodes()
+            if shape is not None:
+                now_ns = self._launch_batch(shape, now_ns, _DECODES)
+                waits = len(ends_ns) == self._depth
+            elif self.scheduler.has_requests():
+                ready_ns = self._plan_and_launch(now_ns)
+                waits = ready_ns < 0 or len(ends_ns) == self._depth
+                if ready_ns >= 0:
+                    now_ns = ready_ns
+            else:
+                waits = True
+            if waits:  # for the oldest step in flight
+                leap = self._leap
+                if leap is not None:
+                    if not is_quiet_until(leap.last_pop_ns):
+                        self._await_leap(leap)
+                        return
+                    now_ns = self._finish_leap(leap)
+                elif ends_ns:
+                    end_ns = ends_ns[0] if ends_ns[0] > now_ns else now_ns
+                    if not (self._leaps and is_quiet_until(end_ns)):
+                        self._at(end_ns, Phase.STEP_END, self._on_step_end)
+                        return
+                    now_ns = self._handle_results(end_ns)
+                else:
+                    self._idle = True
+                    self.idle_since_ns = now_ns
+                    return
+            if not is_quiet_until(now_ns):
+                self._at(now_ns, Phase.SCHEDULE, self._on_schedule)
+                return
+
+    def _plan_and_launch(self, now_ns: int) -> int:
+        """Plan a step request by request and launch it; returns when the host is ready again, -1 without a step."""
+        plan = self._plan(now_ns)
+        num_seqs = self.core.num_seqs(plan)
+        while plan.preempted and not num_seqs and self._depth == 1:  # all were victims: once more
             plan = self._plan(now_ns)
             num_seqs = self.core.num_seqs(plan)
-            while plan.preempted and not num_seqs and self._depth == 1:  # all were victims: once more
-                plan = self._plan(now_ns)
-                num_seqs = self.core.num_seqs(plan)
-            if num_seqs:
-                now_ns += self._launch(plan, num_seqs, now_ns)
-                if len(self._ends_ns) < self._depth:
-                    self._schedule_at(now_ns)
-                    return
-                if self._leap is not None:
-                    self._await_leap(self._leap)
-                    return
-            else:
-                self._refuse_deadlock(plan)
-                if self._depth > 1:
-                    self.core.launch_nothing()
-                    self._ends_ns.append(0)
-        if self._ends_ns:
-            self._at(max(now_ns, self._ends_ns[0]), Phase.STEP_END, self._on_step_end)
-            return
-        self._idle = True
-        self.idle_since_ns = now_ns
+        if num_seqs:
+            shape = self.core.launch(plan)
+            return (self._launch if plan.entries else self._launch_batch)(shape, now_ns, plan)
+        self._refuse_deadlock(plan)
+        if self._depth > 1:
+            self.core.launch_nothing()
+            self._ends_ns.append(0)
+        return -1
 
     def _plan(self, now_ns: int) -> Plan:
         plan = self.core.plan()
@@ -176,59 +213,119 @@ class Replica:
             name = self.scheduler.waiting.peek().request_id
             raise NotValidError(f"replica {self.index}: request {name} waits for KV blocks that an empty cache lacks")
 
-    def _launch(self, plan: Plan, num_seqs: int, now_ns: int) -> int:
-        """Start a planned step behind those in flight; returns the host time that it took."""
-        core = self.core
-        shape = core.launch(plan)
-        host_ns = self._host.schedule_ns(num_seqs)
-        start_ns = max(now_ns + host_ns, self._device_free_ns)
-        for entry in plan.entries:
-            if entry.request.scheduled_ns < 0:
-                entry.request.scheduled_ns = start_ns
-        row = self._describe(plan, shape)
-        pops = core.num_pops_unchanged(plan) if self._leaps else 1
+    def _launch_batch(self, shape: StepShape, now_ns: int, plan: Plan) -> int:
+        """Start a step of the decode batch alone, and the leap that begins with it; returns when the host is ready."""
+        core, scheduler, seqs = self.core, self.scheduler, shape[0]
+        host_ns = self._schedule_step_ns + seqs * self._schedule_sequence_ns
+        start_ns = now_ns + host_ns
+        if start_ns < self._device_free_ns:
+            start_ns = self._device_free_ns
+        kv = scheduler.kv
+        held = kv.num_usable_blocks - kv.num_free_blocks
+        waiting, cached = len(scheduler.waiting), kv.num_cached_free_blocks
+        pops = core.num_pops_unchanged() if self._leaps and not plan.preempted else 1
+        others = (len(scheduler.running), waiting, held, cached, len(plan.preempted))
+        if core.speculation is not None:
+            duration_ns = self._launch_drafts(shape, start_ns, host_ns, pops, (seqs, 0, 0, *others))
+            return self._start(start_ns, duration_ns, now_ns + host_ns, plan)
+        described = (seqs, 0, 0, 0, *others)
         if pops > 1:
-            leap = self._leap = self._plan_leap(shape, pops, host_ns, start_ns, row)
-            duration_ns = leap.pieces[0].duration_ns
+            runs = decode_runs(self._model, shape, pops)
+            update_ns = self._update_step_ns + seqs * self._update_sequence_ns
+            if self._depth == 1:
+                first_update_ns = update_ns
+                rows = sync_rows(runs, start_ns, host_ns + update_ns, described)
+            else:
+                first_update_ns = self._update_step_ns + core.in_flight[0].num_seqs * self._update_sequence_ns
+                rows = async_rows(runs, start_ns, host_ns + first_update_ns, host_ns + update_ns, described)
+            self._leap = Leap(rows, pops, self._depth > 1, first_update_ns, update_ns)
+            duration_ns = rows[0][4]
         else:
+            _, duration_ns, _, in_domain = self._model.decode_run(shape, 1)
+            self._step_rows.append((start_ns, 1, duration_ns, 0, duration_ns, 0, *described, in_domain))
+        return self._start(start_ns, duration_ns, now_ns + host_ns, plan)
+
+    def _launch_drafts(
+        self, shape: StepShape, start_ns: int, host_ns: int, pops: int, described: tuple[int, ...]
+    ) -> int:
+        """A step of a batch that drafts, and the leap that begins with it; returns how long the step takes."""
+        core, seqs = self.core, shape[0]
+        if pops == 1:
             duration_ns = self._model.step_ns(shape)
-            self._recorder.steps(row, start_ns, 1, duration_ns, 0, duration_ns, 0)
-        self._device_free_ns = start_ns + duration_ns
-        self._ends_ns.append(self._device_free_ns)
+            row = (*described[:3], shape.draft_tokens, *described[3:], self._model.in_domain(shape))
+            self._step_rows.append((start_ns, 1, duration_ns, 0, duration_ns, 0, *row))
+            return duration_ns
+        steps = core.coming_steps(pops)
+        durations_ns, in_domain = self._draft_steps(shape, steps)
+        first_update_ns = update_ns = self._update_step_ns + seqs * self._update_sequence_ns
+        if self._depth > 1:
+            first_update_ns = self._update_step_ns + core.in_flight[0].num_seqs * self._update_sequence_ns
+        times_ns = (start_ns, host_ns, first_update_ns, update_ns)
+        extra = core.coming_extra_tokens(pops)
+        leap = GrowthLeap(durations_ns, in_domain, steps.draft_tokens, extra, *times_ns, self._depth > 1, described)
+        self._leap = leap
+        return leap.first_duration_ns
+
+    def _launch(self, shape: StepShape, now_ns: int, plan: Plan) -> int:
+        """Start a planned step; returns when the host is ready again."""
+        decodes, _, _, chunks, _, draft_tokens, _ = shape
+        kv, scheduler = self.scheduler.kv, self.scheduler
+        seqs, prefill_tokens = decodes + len(chunks), 0
+        for new, _ in chunks:
+            prefill_tokens += new
+        ready_ns = now_ns + self._schedule_step_ns + seqs * self._schedule_sequence_ns
+        start_ns = ready_ns if ready_ns > self._device_free_ns else self._device_free_ns
+        for entry in plan.entries:
+            if entry[0].scheduled_ns < 0:
+                entry[0].scheduled_ns = start_ns
+        duration_ns = self._model.step_ns(shape)
+        self._step_rows.append(
+            (
+                *(start_ns, 1, duration_ns, 0, duration_ns, 0),
+                *(decodes, len(chunks), prefill_tokens, draft_tokens, len(scheduler.running), len(scheduler.waiting)),
+                *(kv.num_usable_blocks - kv.num_free_blocks, kv.num_cached_free_blocks, len(plan.preempted)),
+                self._model.in_domain(shape),
+            )
+        )
+        return self._start(start_ns, duration_ns, ready_ns, plan)
+
+    def _start(self, start_ns: int, duration_ns: int, ready_ns: int, plan: Plan) -> int:
+        """The step just launched runs on the device."""
+        self._device_free_ns = end_ns = start_ns + duration_ns
+        self._ends_ns.append(end_ns)
         if self._on_plan is not None:
-            written_out = Plan(core.all_entries(plan), plan.preempted)
-            self._on_plan(written_out, start_ns, self._device_free_ns)
-        return host_ns
+            self._on_plan(Plan(self.core.all_entries(plan), plan.preempted), start_ns, end_ns)
+        return ready_ns
 
     def _on_step_end(self, _event: Event) -> None:
-        self._finish_step(self._timeline.now_ns)
-
-    def _finish_step(self, now_ns: int) -> None:
-        self._schedule_at(self._handle_results(now_ns))
+        self._schedule_at(self._handle_results(self._timeline.now_ns))
 
     def _handle_results(self, now_ns: int) -> int:
         """The oldest step in flight is back: cancels first, then its tokens; returns when the host is ready again."""
         if self._inbox:
             self._take_cancels(now_ns)
         self._ends_ns.popleft()
-        update_ns = self._host.update_ns(self.core.in_flight[0].num_seqs)
-        delivery = self.core.deliver(now_ns)
-        for gap_ns, seqs in delivery.gaps.items():
-            self._recorder.gaps(now_ns, 1, gap_ns, 0, seqs)
-        for request in delivery.milestones:
-            self._listener.on_milestone(request, now_ns + update_ns)
-        for request in delivery.finished:
-            request.finish_ns, request.delivered_ns = now_ns, now_ns + update_ns
-            self._listener.on_finish(request, now_ns + update_ns)
-        self._delivered_ns = now_ns + update_ns
-        return self._delivered_ns
+        seqs = self.core.in_flight[0].num_seqs
+        return self._hand_out(self.core.deliver(now_ns), now_ns, seqs)
+
+    def _hand_out(self, delivery: Delivery, now_ns: int, seqs: int) -> int:
+        """Tell the client side what a step of `seqs` sequences brought; returns when the host is ready again."""
+        self._delivered_ns = delivered_ns = now_ns + self._update_step_ns + seqs * self._update_sequence_ns
+        milestones, finished = delivery
+        for request in milestones:
+            self._listener.on_milestone(request, delivered_ns)
+        for request in finished:
+            request.finish_ns, request.delivered_ns = now_ns, delivered_ns
+            self._listener.on_finish(request, delivered_ns)
+        return delivered_ns
 
     def _drain(self, now_ns: int) -> None:
+        core = self.core
         for _, request, outcome in self._inbox:
             if outcome is not None:
                 request.queued_ns = now_ns
                 self._num_undrained -= 1
-                self.core.add(request, outcome)
+                core.add(request, outcome)
             elif request.status in _ALIVE:
                 self._cancel(request, now_ns)
         self._inbox.clear()
@@ -244,93 +341,55 @@ class Replica:
 
     # ---- leaping ----
 
-    def _plan_leap(self, shape: StepShape, pops: int, schedule_ns: int, start_ns: int, row: StepRow) -> Leap:
-        """The times of the next `pops` pops, the step that starts at `start_ns` being the first launched."""
-        durations = decode_runs(self._model, shape, pops)
-        update_ns = self._host.update_ns(shape.decode_seqs)
-        if self._depth == 1:
-            pieces = sync_pieces(durations, start_ns, schedule_ns + update_ns)
-            return Leap(pops, False, pieces, update_ns, update_ns, row)
-        first_update_ns = self._host.update_ns(self.core.in_flight[0].num_seqs)
-        pieces = async_pieces(durations, start_ns, schedule_ns + first_update_ns, schedule_ns + update_ns)
-        return Leap(pops, True, pieces, first_update_ns, update_ns, row)
+    def _await_leap(self, leap: Leap | GrowthLeap) -> None:
+        phase = _STEP_END
+        if not self._schedule_step_ns and leap.last_pop_ns == leap.last_look_ns():
+            # A host that needs no time to schedule but sets the pace pops a step as soon as it has launched the next:
+            # then the schedule at this instant, and the inputs that it sees, come first.
+            phase = _SCHEDULE
+        self._leap_end = self._timeline.at(leap.last_pop_ns, phase, self.index, self._on_leap_end)
 
-    def _await_leap(self, leap: Leap) -> None:
-        leap.last_pop_ns = leap.pop_ns(leap.pops - 1)
-        # A host that needs no time to schedule but sets the pace pops a step as soon as it has launched the next: then
-        # the schedule at this instant, and the inputs that it sees, come first.
-        phase = Phase.SCHEDULE if leap.last_pop_ns == leap.last_look_ns() else Phase.STEP_END
-        self._leap_end = self._at(leap.last_pop_ns, phase, self._on_leap_end)
-
-    def _cut_leap(self, leap: Leap, now_ns: int) -> None:
+    def _cut_leap(self, leap: Leap | GrowthLeap, now_ns: int) -> None:
         """An input came: end the leap at the first schedule that can see it."""
-        if leap.cut_ns == now_ns:
-            return  # by another input at this instant
         leap.cut_ns = now_ns
         pops = leap.first_pop_seeing(now_ns) + 1
         if pops == leap.pops:
             return
-        leap.pops = pops
+        leap.cut(pops)
         assert self._leap_end is not None
         self._timeline.cancel(self._leap_end)
-        leap.last_pop_ns = leap.pop_ns(pops - 1)
         if leap.last_pop_ns >= now_ns:
             self._await_leap(leap)
         else:  # its tokens are back already and are being handled; nothing can have finished with them
-            ready_ns = self._handle_results(self._end_leap(leap))
+            ready_ns = self._finish_leap(leap)
             self._at(ready_ns, Phase.SCHEDULE, self._on_schedule)  # more inputs may come at this instant
 
     def _on_leap_end(self, _event: Event) -> None:
         assert self._leap is not None
-        self._finish_step(self._end_leap(self._leap))
+        ready_ns = self._finish_leap(self._leap)
+        if self._timeline.is_quiet_until(ready_ns):
+            self._schedule(ready_ns)
+        else:
+            self._at(ready_ns, Phase.SCHEDULE, self._on_schedule)
 
-    def _end_leap(self, leap: Leap) -> int:
-        """Catch up with all pops of the leap but the last; returns when that one is, to be handled like any other."""
+    def _finish_leap(self, leap: Leap | GrowthLeap) -> int:
+        """All pops of the leap have happened; returns when the host is ready again."""
         self._leap = None
-        self._record_leap(leap)
-        extra = leap.pops - 1
-        if extra:
-            gaps: dict[int, int] = {}
-            self.core.leap(extra, leap.pop_ns(0), leap.pop_ns(extra - 1), gaps)
-            self._record_gaps(leap, gaps)
-            self._device_free_ns = leap.end_ns(extra)
-            self._ends_ns[-1] = self._device_free_ns
-        return leap.last_pop_ns
+        leap.record_steps(self._recorder)
+        pops, core = leap.pops, self.core
+        if pops > 1:
+            self._device_free_ns = self._ends_ns[-1] = leap.last_end_ns
+            if not self._inbox:
+                seqs, pop_ns = core.in_flight[-1].num_seqs, leap.last_pop_ns
+                delivery = core.finish_leap(pops, leap.first_pop_ns, pop_ns)
+                leap.record_gaps(self._recorder, pops)
+                self._ends_ns.popleft()
+                return self._hand_out(delivery, pop_ns, seqs)
+            # An input may be a cancel, which acts before the last pop's tokens are handled.
+            core.leap(pops - 1, leap.first_pop_ns, leap.pop_ns(pops - 2))
+            leap.record_gaps(self._recorder, pops - 1)
+        return self._handle_results(leap.last_pop_ns)
 
-    # ---- records ----
 
-    def _describe(self, plan: Plan, shape: StepShape) -> StepRow:
-        kv, chunks = self.scheduler.kv, shape.prefill_chunks
-        return StepRow(
-            shape.decode_seqs,
-            len(chunks),
-            sum(chunk.new for chunk in chunks) if chunks else 0,
-            len(self.scheduler.running),
-            len(self.scheduler.waiting),
-            kv.num_usable_blocks - kv.num_free_blocks,
-            kv.num_cached_free_blocks,
-            len(plan.preempted),
-            self._model.in_domain(shape),
-        )
-
-    def _record_leap(self, leap: Leap) -> None:
-        row, recorder = leap.row, self._recorder
-        free_blocks = self.scheduler.kv.num_usable_blocks - row.held_blocks
-        for piece in leap.clipped(0, leap.pops):
-            recorder.steps(row, *piece[1:])
-            # On average: which blocks of the free queue are taken within a leap, nobody looks at.
-            taken = min(free_blocks, piece.steps * row.decode_seqs // self._block_size)
-            free_blocks -= taken
-            cached_blocks = row.cached_blocks if row.cached_blocks < free_blocks else free_blocks
-            row = row._replace(held_blocks=row.held_blocks + taken, cached_blocks=cached_blocks)
-
-    def _record_gaps(self, leap: Leap, first_gaps: dict[int, int]) -> None:
-        """The gaps before all pops of the leap but the last; those before the first are given."""
-        first_pop_ns, seqs, recorder = leap.pop_ns(0), leap.row.decode_seqs, self._recorder
-        for gap_ns, waiting in first_gaps.items():
-            recorder.gaps(first_pop_ns, 1, gap_ns, 0, waiting)
-        for index, start_ns, steps, gap_ns, increment_ns, _, _ in leap.clipped(
-            0 if leap.is_async else 1, leap.pops - 2
-        ):
-            delivered_ns = start_ns + gap_ns if leap.is_async else leap.pop_ns(index)
-            recorder.gaps(delivered_ns, steps, gap_ns, increment_ns, seqs)
+_DECODES = Plan()
+"""The plan of a step in which nobody does anything but decode."""

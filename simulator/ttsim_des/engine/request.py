@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from ttsim_des.engine.kv_cache import Holding
+    from ttsim_des.engine.speculation import Drafting, DraftState
 
 PromptSegment = tuple[int, int]
 """(owner, end): prompt positions below `end`, from the previous segment's end on, hold text named by `owner`."""
@@ -40,13 +41,20 @@ class Place(Enum):
     """Its last token is in flight: nothing is scheduled for it any more."""
 
 
+# Looked up at every step: a name of a module is found faster than a member of an enumeration.
+WAITING, RUNNING, FINISHED, CANCELLED = Status
+ELSEWHERE, PREFILLING, JOINING, DECODING, DRAINING = Place
+
+
 @dataclass(slots=True)
 class Outcome:
     """What the model would say: tokens until it stops by itself; and the token counts that somebody asked about."""
 
     output_tokens: int
-    milestones: list[int] = field(default_factory=list)
+    milestones: tuple[int, ...] = ()
     """Token counts to be told of, ascending; the engine removes each as it passes."""
+    drafting: Drafting | None = None
+    """What drafts would meet; needed by an engine with speculative decoding, for all but scores."""
 
 
 @dataclass(slots=True, eq=False)
@@ -81,11 +89,13 @@ class Request:
     # while it decodes with others its state is a function of the step index (engine.core); these are its constants
     place: Place = Place.ELSEWHERE
     serial: int = -1
-    is_decoding: bool = False
     base: int = 0
     token_zero: int = 0
     join_step: int = 0
     last_step: int = 0
+
+    drafts: DraftState | None = None
+    """With speculative decoding, from the engine's taking it in on."""
 
     # for the records
     queued_ns: int = -1
@@ -127,8 +137,7 @@ class Scheduled(NamedTuple):
     computed_before: int
     samples: bool
     epoch: int
-
-    @property
-    def is_decode(self) -> bool:
-        """One token on top of a whole prompt; everything else, re-prefill included, is a prefill chunk."""
-        return self.num_tokens == 1 and self.computed_before >= self.request.prompt_tokens
+    is_decode: bool
+    """One token, and drafts, on top of a whole prompt; everything else, re-prefill included, is a prefill chunk."""
+    num_drafts: int = 0
+    """Of `num_tokens`, the last ones: drafts to be verified."""

@@ -35,56 +35,38 @@ class RequestQueue(Protocol):
         ...
 
 
-class FcfsQueue:
+class FcfsQueue(deque[Request]):
     """First come, first served; a preempted request returns to the head."""
 
-    def __init__(self) -> None:
-        self._requests: deque[Request] = deque()
-
-    def __len__(self) -> int:
-        return len(self._requests)
+    add = deque.append
+    put_back = deque.appendleft
 
     def peek(self) -> Request:
-        return self._requests[0]
+        return self[0]
 
-    def pop(self) -> Request:
-        return self._requests.popleft()
-
-    def add(self, request: Request) -> None:
-        self._requests.append(request)
-
-    def put_back(self, request: Request) -> None:
-        self._requests.appendleft(request)
-
-    def remove(self, request: Request) -> None:
-        self._requests.remove(request)
+    def pop(self) -> Request:  # type: ignore[override]  # from the head
+        return self.popleft()
 
 
-class PriorityQueue:
+class PriorityQueue(list[Request]):
     """Smallest (priority, arrival, name) first; a preempted request returns to its place by that key."""
 
-    def __init__(self) -> None:
-        self._requests: list[Request] = []
-
-    def __len__(self) -> int:
-        return len(self._requests)
-
     def peek(self) -> Request:
-        return self._requests[0]
+        return self[0]
 
-    def pop(self) -> Request:
-        return self._requests.pop(0)
+    def pop(self) -> Request:  # type: ignore[override]  # from the head
+        return super().pop(0)
 
     def add(self, request: Request) -> None:
-        insort(self._requests, request, key=_priority_key)
+        insort(self, request, key=_priority_key)
 
     def put_back(self, request: Request) -> None:
         self.add(request)
 
     def remove(self, request: Request) -> None:
-        index = bisect_left(self._requests, _priority_key(request), key=_priority_key)
-        assert self._requests[index] is request
-        del self._requests[index]
+        index = bisect_left(self, _priority_key(request), key=_priority_key)
+        assert self[index] is request
+        del self[index]
 
 
 def _priority_key(request: Request) -> tuple[int, int, str, int]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ttsim_des.engine.config import EngineConfig
-from ttsim_des.engine.kv_cache import KVCacheManager
-from ttsim_des.engine.request import Request, Scheduled, Status
+from ttsim_des.engine.kv_cache import KVCacheManager, Piece
+from ttsim_des.engine.request import RUNNING, WAITING, PromptSegment, Request, Scheduled
 from ttsim_des.engine.request_queue import QUEUES, RequestQueue
 
 
@@ -22,6 +22,8 @@ class Plan:
 
     entries: list[Scheduled] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
+    mid_prefill: bool = False
+    """With speculative decoding: a running request goes on with a prefill that it has begun."""
 
 
 class Scheduler:
@@ -33,16 +35,15 @@ class Scheduler:
         self.running: list[Request] = []
         self.waiting: RequestQueue = QUEUES[config.scheduling_policy]()
         self._num_admissions = 0
+        self.speculation = config.speculation
+        self._lookahead = self.speculation.num_lookahead_tokens if self.speculation else 0
+        self.draft_slots = self.speculation.draft_slots if self.speculation else 0
         self.has_finished_unreported = False
         """vLLM schedules once more, empty, after a request has ended, to tell the workers."""
 
     def has_requests(self) -> bool:
         """Whether `schedule` has anything to do."""
         return bool(self.running or len(self.waiting) or self.has_finished_unreported)
-
-    def add(self, request: Request) -> None:
-        """A request joins the waiting queue."""
-        self.waiting.add(request)
 
     def schedule(self) -> Plan:
         """Plan the next step and count its tokens as computed; blocks are taken and named now."""
@@ -51,7 +52,7 @@ class Scheduler:
         threshold = self.prefill_threshold()
         budget = self._schedule_running(plan, threshold)
         if not plan.preempted:
-            self.schedule_waiting(plan, threshold, budget)
+            self.schedule_waiting(plan, threshold, budget, len(plan.entries))
         return plan
 
     def prefill_threshold(self) -> int:
@@ -60,7 +61,7 @@ class Scheduler:
         return 0 if is_lone else self.config.long_prefill_token_threshold
 
     def _schedule_running(self, plan: Plan, threshold: int) -> int:
-        budget = self.config.max_num_batched_tokens
+        budget, slots = self.config.max_num_batched_tokens - self.draft_slots, self.draft_slots
         index = 0
         while index < len(self.running) and budget > 0:
             request = self.running[index]
@@ -73,8 +74,9 @@ class Scheduler:
             index -= freed_before
             if not fits:
                 break
+            plan.mid_prefill |= request.drafts is not None and request.drafts.mid_prefill
             plan.entries.append(self.commit(request, num_tokens))
-            budget -= num_tokens
+            budget -= num_tokens + slots
             index += 1
         return budget
 
@@ -84,6 +86,8 @@ class Scheduler:
         if placeholders and computed + 2 - placeholders >= request.prompt_tokens + request.max_tokens:
             return 0  # its last token is certainly in flight
         wanted = request.num_tokens + placeholders - computed
+        if request.drafts is not None:
+            wanted += request.drafts.num_drafts
         if 0 < threshold < wanted:
             wanted = threshold
         return min(wanted, self.config.max_model_len - 1 - computed)
@@ -95,14 +99,16 @@ class Scheduler:
         scheduled already, and whether the request itself survived.
         """
         freed_budget = freed_before = 0
-        missing = self.kv.num_missing_blocks(request, request.num_computed_tokens + num_tokens)
+        missing = self.num_missing_blocks(request, request.num_computed_tokens + num_tokens)
         while missing > self.kv.num_free_blocks:
             victim = self._pick_victim()
             self.running.remove(victim)
             for position, entry in enumerate(plan.entries):
                 if entry.request is victim:
-                    freed_budget += entry.num_tokens
+                    freed_budget += entry.num_tokens + self.draft_slots
                     freed_before += 1
+                    if victim.drafts is not None and entry.samples and victim.num_output_placeholders:
+                        victim.num_output_placeholders -= 1 + entry.num_drafts
                     victim.computed_tokens -= entry.num_tokens
                     victim.recomputed_tokens -= _num_recomputed(victim, entry.computed_before)
                     victim.num_computed_tokens = entry.computed_before
@@ -122,68 +128,126 @@ class Scheduler:
     def preempt(self, request: Request) -> None:
         """Take all blocks from a request that has left `running`; it waits to be computed again."""
         self.kv.free(request)
-        request.status = Status.WAITING
-        request.high_water_tokens = max(request.high_water_tokens, request.num_computed_tokens)
+        request.status = WAITING
+        reached = request.num_computed_tokens
+        if request.drafts is not None:
+            reached -= max(0, request.num_output_placeholders - 1)  # drafts that nobody has verified
+            request.drafts.num_drafts = 0
+        request.high_water_tokens = max(request.high_water_tokens, reached)
         request.num_computed_tokens = 0
         request.num_output_placeholders = 0
         request.preemptions += 1
         self.waiting.put_back(request)
 
-    def schedule_waiting(self, plan: Plan, threshold: int, budget: int) -> None:
-        """Admit from the head of the waiting queue while budget, seats and blocks last."""
-        while len(self.waiting) and budget > 0 and len(self.running) < self.config.max_num_seqs:
-            request = self.waiting.peek()
-            hits = self.kv.find_prefix(request)
-            num_cached = sum(piece.high - piece.low for piece in hits) * self.kv.block_size
-            num_tokens = request.num_tokens - num_cached
+    def num_missing_blocks(self, request: Request, num_tokens: int) -> int:
+        """Blocks to take so that `request` can compute up to `num_tokens` tokens, and draft behind them."""
+        if self._lookahead:
+            num_tokens = min(num_tokens + self._lookahead, self.config.max_model_len)
+        return -(-num_tokens // self.kv.block_size) - request.num_blocks
+
+    def _num_padding(self, plan: Plan, num_others: int, num_cached: int) -> int:
+        """Invalid drafts for a request that waits with one token to compute, which keep the batch uniform.
+
+        Only in a step that prefills nothing, and beside others or on top of a cached prefix.
+        """
+        speculation = self.speculation
+        if speculation is None or speculation.by_batch_size or plan.mid_prefill or not (num_others or num_cached):
+            return 0
+        fits = num_cached + 1 + speculation.num_speculative_tokens + 1 <= self.config.max_model_len
+        return speculation.num_speculative_tokens if fits else 0
+
+    def schedule_waiting(self, plan: Plan, threshold: int, budget: int, num_others: int) -> None:
+        """Admit from the head of the waiting queue while budget, seats and blocks last.
+
+        `num_others`: running requests that the step computes something for.
+        """
+        config, kv, waiting, running = self.config, self.kv, self.waiting, self.running
+        block_size, max_num_seqs, admissions = config.block_size, config.max_num_seqs, self._num_admissions
+        hits: list[Piece] = []
+        sibling: tuple[PromptSegment, ...] = ()
+        while budget > 0 and len(running) < max_num_seqs and waiting:
+            request = waiting.peek()
+            num_known = request.prompt_tokens + request.num_output_tokens
+            if request.prompt is not sibling or request.num_output_tokens:
+                hits, sibling = kv.find_prefix(request), ()
+            num_cached = hits[-1][2] * block_size if hits else 0
+            num_tokens, padding = num_known - num_cached, 0
+            if num_tokens == 1 and request.max_tokens and self.speculation is not None:
+                padding = self._num_padding(plan, num_others, num_cached)
+                if 1 + padding > budget:
+                    break
+                num_tokens += padding
             if 0 < threshold < num_tokens:
-                num_tokens = threshold
+                num_tokens, padding = threshold, max(0, padding + threshold - num_tokens)
             if num_tokens > budget:
-                if not self.config.enable_chunked_prefill:
+                if not config.enable_chunked_prefill:
                     break
                 num_tokens = budget
-            spare = self.config.watermark_blocks if self.running else 0
-            reserve = self.config.scheduler_reserve_full_isl
-            must_fit = request.num_tokens if reserve else num_cached + num_tokens
-            if not self.kv.can_admit(request, hits, must_fit, spare):
+            must_fit = num_cached + num_tokens
+            if self._lookahead:
+                must_fit = min(must_fit + self._lookahead, config.max_model_len)
+            if num_known > must_fit and config.scheduler_reserve_full_isl:
+                must_fit = num_known
+            if not kv.can_admit(hits, must_fit, config.watermark_blocks if running else 0):
                 break
-            self.waiting.pop()
-            self.kv.admit(request, hits)
-            self.running.append(request)
-            request.serial = self._num_admissions
-            self._num_admissions += 1
-            request.status = Status.RUNNING
-            request.num_computed_tokens = num_cached
+            waiting.pop()
+            if hits:
+                kv.admit(request, hits)
+                if num_known - num_cached <= block_size and not request.num_output_tokens and not sibling:
+                    # All that could be a hit is held now: another sample of the prompt right behind it hits just that.
+                    hits = [(extent, extent.low, extent.high) for extent, _ in request.holdings]
+                    sibling = request.prompt
+            running.append(request)
+            request.serial, request.status, request.num_computed_tokens = admissions, RUNNING, num_cached
+            admissions += 1
             if request.first_hit_tokens < 0:
                 request.first_hit_tokens = request.cached_tokens = num_cached
-            else:  # hits beyond what it ever computed itself are saved work too
-                request.cached_tokens += max(0, num_cached - request.high_water_tokens)
-            plan.entries.append(self.commit(request, num_tokens))
-            budget -= num_tokens
+            elif num_cached > request.high_water_tokens:  # hits beyond what it ever computed itself are saved work too
+                request.cached_tokens += num_cached - request.high_water_tokens
+            if request.drafts is not None:
+                request.drafts.num_drafts = padding
+            entry = self.commit(request, num_tokens, is_padded=padding > 0)
+            plan.entries.append(entry)
+            budget -= num_tokens + self.draft_slots
+        self._num_admissions = admissions
 
-    def commit(self, request: Request, num_tokens: int) -> Scheduled:
+    def commit(self, request: Request, num_tokens: int, *, is_padded: bool = False) -> Scheduled:
         """Count `num_tokens` more tokens of `request` as computed; takes their blocks and names those filled."""
         computed_before = request.num_computed_tokens
         computed = computed_before + num_tokens
-        self.kv.allocate(request, computed)
-        self.kv.register(request, min(computed, request.num_tokens))
-        samples = computed == request.num_tokens + request.num_output_placeholders
+        num_known, kv = request.prompt_tokens + request.num_output_tokens, self.kv
+        missing = -(-computed // kv.block_size) - request.num_blocks
+        if self._lookahead:
+            missing = self.num_missing_blocks(request, computed)
+        if missing > 0:
+            request.num_blocks += missing
+            kv.take(missing)
+        named = computed if computed < num_known else num_known
+        if named // kv.block_size > request.num_registered_blocks:
+            kv.register(request, named)
+        samples = computed == num_known + request.num_output_placeholders
         request.num_computed_tokens = computed
         request.computed_tokens += num_tokens
-        request.recomputed_tokens += _num_recomputed(request, computed_before)
+        if computed_before < request.high_water_tokens:
+            request.recomputed_tokens += _num_recomputed(request, computed_before)
+        num_drafts = 0
+        if request.drafts is not None:
+            samples, num_drafts = self._take_drafts(request)
+            request.drafts.is_padded = is_padded
         if samples and self.config.async_scheduling and request.max_tokens:
-            request.num_output_placeholders += 1
-        return Scheduled(request, num_tokens, computed_before, samples, request.preemptions)
+            request.num_output_placeholders += 1 + num_drafts
+        is_decode = num_tokens - num_drafts == 1 and computed_before >= request.prompt_tokens and not is_padded
+        parts = (request, num_tokens, computed_before, samples, request.preemptions, is_decode, num_drafts)
+        return tuple.__new__(Scheduled, parts)  # a third of what the class's own constructor takes
 
-    def finish(self, request: Request, status: Status) -> None:
-        """A request ends: it leaves its list and its blocks are free at once."""
-        if request.status is Status.RUNNING:
-            self.running.remove(request)
-        else:
-            self.waiting.remove(request)
-        self.kv.free(request)
-        request.status = status
-        self.has_finished_unreported = True
+    def _take_drafts(self, request: Request) -> tuple[bool, int]:
+        """Whether the tokens just counted reach the last known or awaited one, and how many drafts are among them."""
+        state = request.drafts
+        assert state is not None
+        beyond = request.num_computed_tokens - request.num_tokens - request.num_output_placeholders
+        state.num_drafts = 0
+        state.mid_prefill = beyond < 0
+        return beyond >= 0, max(0, beyond)
 
 
 def _num_recomputed(request: Request, computed_before: int) -> int:

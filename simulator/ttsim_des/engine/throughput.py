@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from ttsim_des.engine.config import EngineConfig
@@ -28,12 +29,13 @@ def best_throughput(
     prompt_tokens: float,
     new_prompt_tokens: float,
     output_tokens: float,
+    tokens_per_step: Callable[[int], float] | None = None,
 ) -> ThroughputBound:
     """Best output tokens per second of one replica for requests of these mean lengths.
 
     `new_prompt_tokens` of the prompt are computed by each request, the rest comes from the prefix cache and is held
-    once. All that is uncertain is taken at its best (equal lengths, no preemption, no waiting), so a load above this
-    bound cannot be served.
+    once. `tokens_per_step(drafts)`: with speculation, what a sequence's step brings on average. All that is uncertain
+    is taken at its best (equal lengths, no preemption, no waiting), so a load above this bound cannot be served.
     """
     context = prompt_tokens + output_tokens / 2
     held_tokens = max(1.0, new_prompt_tokens + output_tokens / 2)
@@ -41,7 +43,9 @@ def best_throughput(
     largest = min(config.max_num_seqs, by_blocks)
     sizes = {largest, *(1 << power for power in range(largest.bit_length() - 1))}
     rates = {
-        batch: _tokens_per_s(step_model, config, host, batch, context, prompt_tokens, new_prompt_tokens, output_tokens)
+        batch: _tokens_per_s(
+            step_model, config, host, batch, context, prompt_tokens, new_prompt_tokens, output_tokens, tokens_per_step
+        )
         for batch in sizes
     }
     batch = max(rates, key=lambda size: (rates[size], -size))
@@ -61,10 +65,15 @@ def _tokens_per_s(
     prompt_tokens: float,
     new_prompt_tokens: float,
     output_tokens: float,
+    tokens_per_step: Callable[[int], float] | None,
 ) -> float:
     """A request costs its share of output - 1 decode steps, and what its prompt adds to the steps it is computed in."""
     ctx_max = max(1, round(context))
-    decode = StepShape(batch, batch * ctx_max, ctx_max, (), batch)
+    drafts, per_step = 0, 1.0
+    if config.speculation is not None and tokens_per_step is not None:
+        drafts = config.speculation.num_drafts_after(batch)
+        per_step, ctx_max = tokens_per_step(drafts), ctx_max + drafts
+    decode = StepShape(batch, batch * ctx_max, ctx_max, (), batch * (1 + drafts), batch * drafts, drafts)
     decode_ns = step_model.step_ns(decode)
     host_ns = host.schedule_ns(batch) + host.update_ns(batch)
     period_ns = max(decode_ns, host_ns) if config.async_scheduling else decode_ns + host_ns
@@ -72,6 +81,6 @@ def _tokens_per_s(
     chunk = PrefillChunk(
         min(new, max(1, config.max_num_batched_tokens - batch)), max(0, round(prompt_tokens - new_prompt_tokens))
     )
-    mixed_ns = step_model.step_ns(decode._replace(prefill_chunks=(chunk,), logits_rows=batch + 1))
+    mixed_ns = step_model.step_ns(decode._replace(prefill_chunks=(chunk,), logits_rows=decode.logits_rows + 1))
     prompt_ns = max(0, mixed_ns - decode_ns) * new / chunk.new
-    return NS_PER_S * output_tokens / (max(0.0, output_tokens - 1) * period_ns / batch + max(1.0, prompt_ns))
+    return NS_PER_S * output_tokens / (max(0.0, output_tokens - 1) / per_step * period_ns / batch + max(1.0, prompt_ns))

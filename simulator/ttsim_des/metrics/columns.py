@@ -8,10 +8,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ttsim_des.records.arrow import arrow_column, numpy_column
+from ttsim_des.records.long_table import LongTable
 
 
-def column(table: pa.Table, name: str) -> NDArray[np.int64]:
+def column(table: pa.Table | LongTable, name: str) -> NDArray[np.int64]:
     """An integer column."""
+    if isinstance(table, LongTable):
+        return table.numbers(name)
     values: NDArray[np.int64] = numpy_column(table.column(name))
     return values
 
@@ -22,7 +25,10 @@ def flags(table: pa.Table, name: str) -> NDArray[np.bool_]:
     return values
 
 
-def is_in(table: pa.Table, name: str, *values: str) -> NDArray[np.bool_]:
+def is_in(table: pa.Table | LongTable, name: str, *values: str) -> NDArray[np.bool_]:
     """Where a text column has one of these values."""
+    if isinstance(table, LongTable):
+        words = table.texts[name]
+        return np.isin(table.numbers(name), [number for number, word in enumerate(words) if word in values])
     mask: NDArray[np.bool_] = numpy_column(pc.is_in(table.column(name), value_set=arrow_column(values, pa.string())))
     return mask

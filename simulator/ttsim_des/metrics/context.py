@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -38,8 +39,26 @@ class RunContext:
     max_model_len: int = 131_072
     prefix_caching: bool = True
     async_scheduling: bool = True
+    num_speculative_tokens: int = 0
     host_gap_bound_ns: int | None = None
     slo_query_latency_s: float | None = None
     slo_ttft_s: float | None = None
     slo_tpot_s: float | None = None
     warnings: tuple[str, ...] = ()
+    pools: Mapping[str, RunContext] = field(default_factory=dict)
+    """The pools beside the generator's."""
+
+    @property
+    def fleet_gpus(self) -> int:
+        """GPUs of all pools."""
+        return self.gpus + sum(pool.gpus for pool in self.pools.values())
+
+    @property
+    def fleet_hour_usd(self) -> float | None:
+        """An hour of all GPUs of all pools; None where the price of one is unknown."""
+        total = 0.0
+        for pool in (self, *self.pools.values()):
+            if pool.gpu_hour_usd is None:
+                return None
+            total += pool.gpus * pool.gpu_hour_usd
+        return total

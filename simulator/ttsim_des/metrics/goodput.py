@@ -8,17 +8,17 @@ import numpy as np
 
 from ttsim_des.metrics.columns import column, is_in
 from ttsim_des.metrics.context import RunContext
+from ttsim_des.metrics.latencies import tpot_ns
 from ttsim_des.metrics.stats import FloatArray
 from ttsim_des.metrics.window import Window, query_rows
 from ttsim_des.records.tables import Tables
 from ttsim_des.units import s_to_ns
 
 
-def largest_tpot_ns(tables: Tables, tpot: FloatArray) -> FloatArray:
+def largest_tpot_ns(tables: Tables) -> FloatArray:
     """Largest time per output token among each query's requests; 0 where none has one."""
-    largest = np.zeros(tables.queries.num_rows)
-    known = ~np.isnan(tpot)
-    np.maximum.at(largest, query_rows(tables.queries, tables.requests)[known], tpot[known])
+    largest, tpot = np.zeros(tables.queries.num_rows), tpot_ns(tables)
+    np.fmax.at(largest, query_rows(tables.queries, tables.requests), tpot)  # NaN, the unknown, loses
     return largest
 
 

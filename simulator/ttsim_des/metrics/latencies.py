@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ttsim_des.metrics.columns import column, is_in
 from ttsim_des.metrics.stats import FloatArray, IntArray, describe, describe_ns
 from ttsim_des.metrics.tokens import gaps_in_window
 from ttsim_des.metrics.window import Window, query_rows
-from ttsim_des.records.tables import Tables
+from ttsim_des.records.tables import GENERATOR, Tables
+
+ROWS_AT_A_TIME = 1 << 20
 
 
 def tpot_ns(tables: Tables) -> FloatArray:
@@ -32,13 +35,17 @@ def straggler_share(tables: Tables) -> FloatArray:
     """
     queries, requests = tables.queries, tables.requests
     rows, finish = query_rows(queries, requests), column(requests, "finish_ns")
-    answered = column(queries, "finish_ns")
-    counted = is_in(requests, "status", "finished") & (finish <= answered[rows])
+    answered, ended = column(queries, "finish_ns"), is_in(requests, "status", "finished")
     first = np.full(answered.size, np.iinfo(np.int64).max)
     last = np.full(answered.size, -1, dtype=np.int64)
-    np.minimum.at(first, rows[counted], finish[counted])
-    np.maximum.at(last, rows[counted], finish[counted])
-    samples = np.bincount(rows[counted], minlength=answered.size)
+    samples = np.zeros(answered.size, dtype=np.int64)
+    for start in range(0, rows.size, ROWS_AT_A_TIME):
+        part = slice(start, start + ROWS_AT_A_TIME)
+        counted = ended[part] & (finish[part] <= answered[rows[part]])
+        owners, finishes = rows[part][counted], finish[part][counted]
+        np.minimum.at(first, owners, finishes)
+        np.maximum.at(last, owners, finishes)
+        samples += np.bincount(owners, minlength=answered.size)
     latency = answered - column(queries, "arrival_ns")
     valid = (samples >= 2) & (latency > 0) & is_in(queries, "status", "finished")
     spread = np.where(valid, last - first, 0).astype(np.float64)
@@ -61,26 +68,51 @@ def query_section(tables: Tables, window: Window) -> dict[str, Any]:
         "straggler_share": describe(shares[~np.isnan(shares)]),
         "requests": describe(requests),
         "output_tokens": describe(column(queries, "output_tokens")[finished]),
+        "critical_tokens": describe(column(queries, "critical_tokens")[finished]),
+        "in_flight": describe(_known(in_flight(tables)[finished])),
     }
 
 
-def request_section(tables: Tables, window: Window, tpot: FloatArray) -> dict[str, Any]:
-    """Latencies of the requests of the queries that arrived in the window; gaps by the time of delivery."""
+def in_flight(tables: Tables) -> FloatArray:
+    """Per query: its requests in flight, on average over its latency; NaN for queries that took no time or are open."""
+    queries, requests = tables.queries, tables.requests
+    rows, finish = query_rows(queries, requests), column(requests, "finish_ns")
+    answered = column(queries, "finish_ns")
+    stay = np.zeros(answered.size, dtype=np.float64)
+    for start in range(0, rows.size, ROWS_AT_A_TIME):
+        part = slice(start, start + ROWS_AT_A_TIME)
+        until = np.where(finish[part] >= 0, np.minimum(finish[part], answered[rows[part]]), answered[rows[part]])
+        spent = np.maximum(until - column(requests, "arrival_ns")[part], 0)
+        stay += np.bincount(rows[part], weights=spent, minlength=answered.size)
+    latency = answered - column(queries, "arrival_ns")
+    return np.where((latency > 0) & (answered >= 0), stay / np.maximum(latency, 1), np.nan)
+
+
+def request_section(tables: Tables, window: Window) -> dict[str, Any]:
+    """Latencies of the generator's requests of the window's queries; gaps by the time of delivery."""
     requests = tables.requests
-    arrival = column(requests, "arrival_ns")
-    finished = is_in(requests, "status", "finished") & window.requests
+    counted = window.requests & is_in(requests, "pool", GENERATOR)
+    finished = is_in(requests, "status", "finished") & counted
     return {
         "finished": int(finished.sum()),
-        "cancelled": int((is_in(requests, "status", "cancelled") & window.requests).sum()),
-        "ttft_s": describe_ns(_since(arrival, column(requests, "first_token_ns"), window)),
-        "tpot_s": describe_ns(tpot[window.requests & ~np.isnan(tpot)]),
+        "cancelled": int((is_in(requests, "status", "cancelled") & counted).sum()),
+        "ttft_s": describe_ns(_since_arrival(tables, "first_token_ns", counted)),
+        "tpot_s": describe_ns(_known(tpot_ns(tables)[counted])),
         "itl_s": gaps_in_window(tables, window).describe_ns(),
-        "e2e_s": describe_ns((column(requests, "finish_ns") - arrival)[finished]),
-        "queueing_s": describe_ns(_since(arrival, column(requests, "scheduled_ns"), window)),
-        "prompt_tokens": describe(column(requests, "prompt_tokens")[window.requests]),
+        "e2e_s": describe_ns(_since_arrival(tables, "finish_ns", finished)),
+        "queueing_s": describe_ns(_since_arrival(tables, "scheduled_ns", counted)),
+        "prompt_tokens": describe(column(requests, "prompt_tokens")[counted]),
         "output_tokens": describe(column(requests, "output_tokens")[finished]),
     }
 
 
-def _since(arrival: IntArray, stamp: IntArray, window: Window) -> IntArray:
-    return (stamp - arrival)[window.requests & (stamp >= 0)]
+def _since_arrival(tables: Tables, name: str, which: NDArray[np.bool_]) -> IntArray:
+    """From arrival to a stamp of the requests in question, where it happened."""
+    stamp = column(tables.requests, name)
+    which = which & (stamp >= 0)
+    stamp = stamp[which]
+    return stamp - column(tables.requests, "arrival_ns")[which]
+
+
+def _known(values: FloatArray) -> FloatArray:
+    return values[~np.isnan(values)]

@@ -15,19 +15,26 @@ from ttsim_des.metrics.context import RunContext
 from ttsim_des.metrics.runs import StepRuns, points, replica_codes
 from ttsim_des.metrics.stats import IntArray, exact_sum
 from ttsim_des.metrics.window import query_rows
-from ttsim_des.records.tables import Tables
+from ttsim_des.records.tables import GENERATOR, Tables
 
 REQUEST_STATES = ("finished", "cancelled", "running", "waiting", "refused")
 QUERY_STATES = ("finished", "open", "refused")
 
 
 def check_laws(tables: Tables, context: RunContext, *, full: bool = True) -> list[str]:
-    """Broken laws of a run; `full` adds those that compare steps with requests (needs steps and token gaps)."""
+    """Broken laws of a run; `full` adds those that compare steps with requests (needs steps and token gaps).
+
+    Takes all rows into memory.
+    """
+    tables = tables.in_memory()
     broken = [*_identities(tables)]
     if not broken:  # the other laws take identities for granted
-        broken += [*_stamps(tables), *_tokens(tables, context)]
-    if full and not broken:
-        broken += [*_steps(tables, context), *_totals(tables), *_idling(tables, context), *_little(tables, context)]
+        broken += _stamps(tables)
+        for name, pool in {GENERATOR: context, **context.pools}.items():
+            own = tables.of_pool(name) if context.pools else tables
+            broken += _tokens(own, pool)
+            if full and not broken:
+                broken += [*_steps(own, pool), *_totals(own), *_idling(own, pool), *_little(own, pool)]
     return broken
 
 
@@ -112,12 +119,19 @@ def _tokens(tables: Tables, context: RunContext) -> Iterator[str]:
     yield from _report((cached < 0) | (cached >= np.maximum(prompt, 1)), ids, "cached tokens are less than the prompt")
     yield from _report((again < 0) | (again > computed), ids, "recomputed tokens are part of the computed ones")
     yield from _report((again > 0) & (preemptions == 0), ids, "only preempted requests recompute")
-    # Asynchronous scheduling learns of a stop only after the next step is queued.
-    late = (overshoot < 0) | (overshoot > np.where(stopped & context.async_scheduling, 1, 0))
-    yield from _report(late & finished, ids, "only a stop under asynchronous scheduling overshoots, by one token")
+    # Asynchronous scheduling learns of a stop only after the next step is queued; drafts may be right beyond a stop.
+    most = context.num_speculative_tokens
+    bound = np.where((stopped | (most > 0)) & context.async_scheduling, 1 + most, 0) + most
+    late = (overshoot < 0) | (overshoot > bound)
+    text = "only a stop under asynchronous scheduling overshoots, by one token and the drafts of its step"
+    yield from _report(late & finished, ids, text)
+    drafts, accepted = column(requests, "draft_tokens"), column(requests, "accepted_tokens")
+    rejected = column(requests, "rejected_tokens")
+    wrong = (accepted < 0) | (accepted > drafts) | (rejected < drafts - accepted) | (rejected > drafts)
+    yield from _report(wrong, ids, "drafts are accepted or rejected, those of a preempted request both")
     # The last token of an output is never computed.
-    needed = prompt - cached + np.maximum(output - 1, 0) + again + overshoot
-    text = "computed tokens = prompt - cached + output - 1 + recomputed + overshoot"
+    needed = prompt - cached + np.maximum(output - 1, 0) + again + rejected + overshoot
+    text = "computed tokens = prompt - cached + output - 1 + recomputed + rejected drafts + overshoot"
     yield from _report(finished & (computed != needed), ids, text)
 
 
@@ -143,14 +157,17 @@ def _steps(tables: Tables, context: RunContext) -> Iterator[str]:
     yield from _report(starts > tables.end_ns, rows, "steps start before the end of the run (row)")
 
     decode, prefill = runs.column("decode_seqs"), runs.column("prefill_seqs")
-    tokens = runs.column("prefill_tokens")
+    tokens, drafts = runs.column("prefill_tokens"), runs.column("draft_tokens")
     held, cached = runs.column("held_blocks"), runs.column("cached_blocks")
     limits = (
         (decode + prefill > runs.column("running"), "sequences in a step are running"),
         (decode + prefill < 1, "a step computes at least one sequence"),
         (tokens < prefill, "every prefilling sequence computes a token"),
         (runs.column("running") > context.max_num_seqs, "running sequences stay within max_num_seqs"),
-        (decode + tokens > context.max_num_batched_tokens, "tokens of a step stay within max_num_batched_tokens"),
+        (
+            decode + drafts + tokens > context.max_num_batched_tokens,
+            "tokens of a step stay within max_num_batched_tokens",
+        ),
         ((held < 0) | (cached < 0) | (held + cached > context.usable_blocks), "held + cached blocks fit the pool"),
         (held < runs.column("running").clip(max=1), "running sequences hold blocks"),
         (runs.column("waiting") < 0, "waiting is not negative"),
@@ -162,14 +179,20 @@ def _steps(tables: Tables, context: RunContext) -> Iterator[str]:
 def _totals(tables: Tables) -> Iterator[str]:
     """What the steps computed and delivered is what the requests received."""
     runs = StepRuns.of(tables.steps)
-    step_tokens = exact_sum(runs.n * (runs.column("decode_seqs") + runs.column("prefill_tokens")))
+    per_step = runs.column("decode_seqs") + runs.column("draft_tokens") + runs.column("prefill_tokens")
+    step_tokens = exact_sum(runs.n * per_step)
     computed = exact_sum(column(tables.requests, "computed_tokens"))
     if step_tokens != computed:
         yield f"tokens computed by the steps are the requests': {step_tokens} in steps, {computed} in requests"
-    gaps = exact_sum(column(tables.token_gaps, "steps") * column(tables.token_gaps, "seqs"))
+    per_delivery = column(tables.token_gaps, "seqs") + column(tables.token_gaps, "extra_tokens")
+    delivered = exact_sum(column(tables.token_gaps, "steps") * per_delivery)
     later = exact_sum(np.maximum(column(tables.requests, "output_tokens") - 1, 0))
-    if gaps != later:
-        yield f"inter-token gaps are the output tokens behind the first ones: {gaps} gaps, {later} tokens"
+    if delivered != later:
+        yield f"deliveries bring the output tokens behind the first ones: {delivered} delivered, {later} tokens"
+    drafted = exact_sum(column(tables.drafts, "drafted"))
+    drafts = exact_sum(column(tables.requests, "draft_tokens"))
+    if drafted != drafts:
+        yield f"drafts by position are the requests': {drafted} by position, {drafts} in requests"
     outside = int((~flags(tables.steps, "in_domain")).sum())
     if outside > runs.start.size:
         yield "steps outside the domain are steps"

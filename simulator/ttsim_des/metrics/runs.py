@@ -1,28 +1,20 @@
-"""Closed forms over linear runs: nothing here expands a run into its steps or tokens.
+"""Closed forms over runs of steps: nothing here expands a run into its steps.
 
 A run is `n` points in time, point j at `first + j * gap + increment * j * (j - 1) / 2`, never decreasing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from ttsim_des.metrics.columns import column
-from ttsim_des.metrics.stats import (
-    QUANTILES_PER_MILLE,
-    FloatArray,
-    IntArray,
-    Summary,
-    empty,
-    exact_sum,
-    observations_needed,
-    rank,
-)
+from ttsim_des.metrics.columns import column, flags
+from ttsim_des.metrics.stats import FloatArray, IntArray
 from ttsim_des.records.arrow import numpy_column
-from ttsim_des.units import NS_PER_S
+from ttsim_des.records.long_table import LongTable
 
 FAR_NS = np.iinfo(np.int64).max
 
@@ -47,9 +39,18 @@ def count_until(first: IntArray, gap: IntArray, increment: IntArray, n: IntArray
     return low
 
 
+_ALIKE = ("decode_seqs", "running", "waiting", "in_domain")
+_APART = ("prefill_seqs", "preempted")
+"""What does not change within a stretch of steps, and what no stretch of several steps has (records.canonical)."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepRuns:
-    """The STEPS table as arrays; `next_start` is when the same replica's next run starts (FAR_NS after the last)."""
+    """Rows of the STEPS table as arrays; `column` reads others.
+
+    `next_start` is when the same replica's next run starts (FAR_NS after the last), `passed` how many steps of its
+    stretch lie before a run.
+    """
 
     start: IntArray
     n: IntArray
@@ -58,30 +59,67 @@ class StepRuns:
     duration: IntArray
     increment: IntArray
     next_start: IntArray
-    table: pa.Table
+    passed: IntArray
+    column: Callable[[str], IntArray]
 
     @classmethod
     def of(cls, steps: pa.Table) -> StepRuns:
-        """Rows must be sorted by (pool, replica, start_ns)."""
-        start = column(steps, "start_ns")
-        following = np.full_like(start, FAR_NS)
-        if start.size > 1:
-            same = replica_codes(steps)
-            following[:-1] = np.where(same[1:] == same[:-1], start[1:], FAR_NS)
+        """All rows, which must be sorted by (pool, replica, start_ns)."""
+        codes = replica_codes(steps)
+        return cls._of(lambda name: _whole_numbers(steps, name), codes, FAR_NS, 0)
+
+    @classmethod
+    def chunks(cls, steps: pa.Table | LongTable) -> Iterator[StepRuns]:
+        """All rows, piece by piece where there are many."""
+        if not isinstance(steps, LongTable):
+            yield cls.of(steps)
+            return
+        for part in steps.parts:
+            passed, before = 0, [-1]
+            blocks = [*map(int, part.store.starts)]
+            for index in range(len(blocks)):
+                columns = dict(zip(part.store.names, part.store.block(index, *part.store.names), strict=True))
+                goes_on = before == [int(columns[name][0]) for name in _ALIKE]
+                goes_on = goes_on and not any(columns[name][0] for name in _APART)
+                following = int(part.store.block(index + 1, "start_ns")[0][0]) if index + 1 < len(blocks) else FAR_NS
+                one = np.zeros_like(columns["steps"])
+                runs = cls._of(columns.__getitem__, one, following, passed if goes_on else 0)
+                yield runs
+                ended = any(columns[name][-1] for name in _APART)
+                before = [-1] if ended else [int(columns[name][-1]) for name in _ALIKE]
+                passed = int(runs.passed[-1] + runs.n[-1])
+
+    @classmethod
+    def _of(cls, read: Callable[[str], IntArray], codes: IntArray, next_ns: int, passed_before: int) -> StepRuns:
+        """`next_ns`: when the run behind these starts; `passed_before`: steps before them of the stretch they go on."""
+        start, n = read("start_ns"), read("steps")
+        following = np.full_like(start, next_ns)
+        passed = np.zeros_like(n)
+        if start.size:
+            following[:-1] = np.where(codes[1:] == codes[:-1], start[1:], FAR_NS)
+            begins = np.ones(start.size, dtype=np.bool_)
+            begins[1:] = codes[1:] != codes[:-1]
+            for name in _ALIKE:
+                begins[1:] |= read(name)[1:] != read(name)[:-1]
+            for name in _APART:
+                begins |= read(name) > 0
+                begins[1:] |= read(name)[:-1] > 0
+            before = np.cumsum(n) - n
+            firsts = np.flatnonzero(begins)
+            stretch = np.cumsum(begins) - 1
+            passed = before - before[firsts][stretch]
+            passed[stretch == 0] += passed_before
         return cls(
             start=start,
-            n=column(steps, "steps"),
-            period=column(steps, "period_ns"),
-            period_increment=column(steps, "period_increment_ns"),
-            duration=column(steps, "duration_ns"),
-            increment=column(steps, "increment_ns"),
+            n=n,
+            period=read("period_ns"),
+            period_increment=read("period_increment_ns"),
+            duration=read("duration_ns"),
+            increment=read("increment_ns"),
             next_start=following,
-            table=steps,
+            passed=passed,
+            column=read,
         )
-
-    def column(self, name: str) -> IntArray:
-        """A column of the table."""
-        return column(self.table, name)
 
     def started_until(self, until_ns: int) -> IntArray:
         """Steps of each run that start at or before `until_ns`."""
@@ -100,7 +138,9 @@ class StepRuns:
         last = self.n - 1
         return points(self.start, self.period, self.period_increment, last) + self.duration + last * self.increment
 
-    def integral_until(self, until_ns: int, value: IntArray, slope: FloatArray | None = None) -> FloatArray:
+    def integral_until(
+        self, until_ns: int, value: IntArray | FloatArray, slope: FloatArray | None = None
+    ) -> FloatArray:
         """Time integral up to `until_ns` of a value that is `value + j * slope` from the start of step j to the next.
 
         The last step of a run lasts for its period, but not beyond the start of the replica's next run.
@@ -119,80 +159,13 @@ class StepRuns:
         return np.where(started > 0, total, 0.0)
 
 
+def _whole_numbers(table: pa.Table, name: str) -> IntArray:
+    if pa.types.is_boolean(table.schema.field(name).type):
+        return flags(table, name).astype(np.int64)
+    return column(table, name)
+
+
 def replica_codes(table: pa.Table) -> IntArray:
     """One integer per (pool, replica) of each row; equal rows, equal codes."""
     pool: IntArray = numpy_column(table.column("pool").combine_chunks().dictionary_encode().indices).astype(np.int64)
     return pool * 1_000_000 + column(table, "replica")
-
-
-@dataclass(frozen=True, slots=True)
-class GapRuns:
-    """Inter-token gaps: gap + j * increment, j < n, each `seqs` times."""
-
-    gap: IntArray
-    increment: IntArray
-    n: IntArray
-    seqs: IntArray
-
-    @classmethod
-    def of(cls, gaps: pa.Table, start_ns: int | None, end_ns: int) -> GapRuns:
-        """The gaps that end in (start_ns, end_ns] (from the beginning when start_ns is None), in increasing runs."""
-        first, n = column(gaps, "delivered_ns"), column(gaps, "steps")
-        gap, increment, seqs = column(gaps, "gap_ns"), column(gaps, "increment_ns"), column(gaps, "seqs")
-        spacing = gap + increment  # point j lies gap + j * increment after point j - 1
-        stop = count_until(first, spacing, increment, n, np.full_like(first, end_ns))
-        skip = np.zeros_like(n)
-        if start_ns is not None:
-            skip = count_until(first, spacing, increment, n, np.full_like(first, start_ns))
-        gap, n = gap + skip * increment, stop - skip
-        gap = np.where(increment < 0, gap + (n - 1) * increment, gap)
-        kept = n > 0
-        return cls(gap[kept], np.abs(increment)[kept], n[kept], seqs[kept])
-
-    @property
-    def count(self) -> int:
-        """Number of gaps."""
-        return exact_sum(self.n * self.seqs)
-
-    @property
-    def total_ns(self) -> int:
-        """Sum of all gaps."""
-        sums = self.n * self.gap + self.increment * (self.n * (self.n - 1) // 2)
-        # Split so that sequences x time cannot overflow 64 bits.
-        return (exact_sum((sums >> 24) * self.seqs) << 24) + exact_sum((sums & 0xFFFFFF) * self.seqs)
-
-    def at_most(self, value: int) -> int:
-        """How many gaps are `value` nanoseconds or shorter."""
-        return exact_sum(self._at_most(value) * self.seqs)
-
-    def _at_most(self, value: int) -> IntArray:
-        steps = np.where(self.increment > 0, (value - self.gap) // np.maximum(self.increment, 1) + 1, self.n)
-        return np.where(value < self.gap, 0, np.minimum(steps, self.n))
-
-    def ranked(self, position: int) -> int:
-        """The `position`-th smallest gap (from 1), by bisection over integers."""
-        runs, below = self, 0
-        low, high = int(runs.gap.min()), int((runs.gap + (runs.n - 1) * runs.increment).max())
-        while low < high:
-            middle = (low + high) // 2
-            if below + runs.at_most(middle) >= position:
-                high = middle
-            else:
-                low = middle + 1
-            # Runs wholly outside [low, high] no longer change the answer.
-            top = runs.gap + (runs.n - 1) * runs.increment
-            passed, live = top < low, (top >= low) & (runs.gap <= high)
-            if not live.all():
-                below += exact_sum((runs.n * runs.seqs)[passed])
-                runs = GapRuns(runs.gap[live], runs.increment[live], runs.n[live], runs.seqs[live])
-        return low
-
-    def describe_ns(self) -> Summary:
-        """Count, mean and quantiles in seconds, as `stats.describe_ns` of all the gaps would give."""
-        count = self.count
-        if count == 0:
-            return empty()
-        given = {key: q for key, q in QUANTILES_PER_MILLE.items() if count >= observations_needed(q)}
-        quantiles = {key: self.ranked(rank(q, count)) / NS_PER_S for key, q in given.items()}
-        mean = self.total_ns / count / NS_PER_S
-        return {"count": count, "mean": mean, **dict.fromkeys(QUANTILES_PER_MILLE), **quantiles}

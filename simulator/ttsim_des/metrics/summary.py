@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from ttsim_des.metrics.accuracy import accuracy_section
 from ttsim_des.metrics.cautions import cautions
 from ttsim_des.metrics.columns import column, is_in
 from ttsim_des.metrics.context import RunContext
 from ttsim_des.metrics.device import device_sections
 from ttsim_des.metrics.goodput import goodput_section, largest_tpot_ns
-from ttsim_des.metrics.latencies import query_section, request_section, tpot_ns
-from ttsim_des.metrics.runs import StepRuns
+from ttsim_des.metrics.latencies import query_section, request_section
+from ttsim_des.metrics.speculation import speculation_section
 from ttsim_des.metrics.stability import stability
-from ttsim_des.metrics.stats import as_json, exact_sum, withheld
+from ttsim_des.metrics.stats import as_json, describe_ns, exact_sum, withheld
 from ttsim_des.metrics.tokens import tokens_in_window
 from ttsim_des.metrics.window import Window
 from ttsim_des.records.tables import Tables
@@ -30,22 +31,24 @@ QUEUE_BOUND: Final = {
 def summarise(tables: Tables, context: RunContext) -> dict[str, Any]:
     """All metrics of a run as plain numbers, ready for JSON; a number that cannot be given is None."""
     window = Window.of(tables, context)
-    runs = StepRuns.of(tables.steps)
-    tpot = tpot_ns(tables)
     verdict = stability(tables, window, context)
+    accuracy = accuracy_section(tables, window)
     summary: dict[str, Any] = {
         "schema": SUMMARY_SCHEMA,
         "run": _run_section(context),
         "window": _window_section(tables, window),
         "query": query_section(tables, window),
-        "request": request_section(tables, window, tpot),
+        "request": request_section(tables, window),
         **_rates(tables, window, context),
-        **device_sections(tables, runs, window, context),
+        **device_sections(tables, window, context),
         "prefix_cache": _prefix_section(tables, window),
         "preemption": _preemption_section(tables, window),
         "waste": _waste_section(tables, window),
-        "cost": _cost_section(tables, window, context),
-        "goodput": goodput_section(tables, window, context, largest_tpot_ns(tables, tpot)),
+        "speculation": speculation_section(tables, window),
+        "accuracy": accuracy,
+        "cost": _cost_section(tables, window, context, accuracy["share"]),
+        "pools": {name: _pool_section(tables, window, pool, name) for name, pool in context.pools.items()},
+        "goodput": goodput_section(tables, window, context, largest_tpot_ns(tables)),
         "stability": verdict,
     }
     if verdict["stable"] is False:
@@ -124,14 +127,36 @@ def _waste_section(tables: Tables, window: Window) -> dict[str, Any]:
     }
 
 
-def _cost_section(tables: Tables, window: Window, context: RunContext) -> dict[str, Any]:
-    """GPUs are paid for the whole window, busy or not."""
+def _pool_section(tables: Tables, window: Window, pool: RunContext, name: str) -> dict[str, Any]:
+    """What a pool beside the generator's did."""
+    requests = tables.requests
+    mine = window.requests & is_in(requests, "pool", name)
+    finished = mine & is_in(requests, "status", "finished")
+    device = device_sections(tables, window, pool, name)
+    del device["load"]
+    prompt, cached = (exact_sum(column(requests, each)[mine]) for each in ("prompt_tokens", "cached_tokens"))
+    return {
+        "model": pool.model,
+        "gpu_name": pool.gpu,
+        "gpus": pool.gpus,
+        "requests": int(mine.sum()),
+        "e2e_s": describe_ns((column(requests, "finish_ns") - column(requests, "arrival_ns"))[finished]),
+        "prompt_tokens": prompt,
+        "cached_tokens": cached,
+        **device,
+    }
+
+
+def _cost_section(tables: Tables, window: Window, context: RunContext, accuracy: float | None) -> dict[str, Any]:
+    """GPUs of all pools are paid for the whole window, busy or not."""
     finished = is_in(tables.queries, "status", "finished") & window.holds(column(tables.queries, "finish_ns"))
     queries, output = int(finished.sum()), tokens_in_window(tables, window).output
-    gpu_s = context.gpus * window.length_s
+    gpu_s = context.fleet_gpus * window.length_s
     per_query = gpu_s / queries if queries and gpu_s > 0 else None
     per_million = gpu_s / output * 1e6 if output and gpu_s > 0 else None
-    gpu_second_usd = None if context.gpu_hour_usd is None else context.gpu_hour_usd / 3600
+    # Of an average GPU: pools may have different ones.
+    gpu_second_usd = None if context.fleet_hour_usd is None else context.fleet_hour_usd / context.fleet_gpus / 3600
+    per_solved = per_query / accuracy if per_query is not None and accuracy else None
 
     def usd(gpu_seconds: float | None) -> float | None:
         return None if gpu_second_usd is None or gpu_seconds is None else gpu_seconds * gpu_second_usd
@@ -141,6 +166,8 @@ def _cost_section(tables: Tables, window: Window, context: RunContext) -> dict[s
         "price_source": context.price_source,
         "gpu_s_per_query": per_query,
         "gpu_s_per_million_output_tokens": per_million,
+        "gpu_s_per_solved_query": per_solved,
         "query_usd": usd(per_query),
+        "solved_query_usd": usd(per_solved),
         "million_output_tokens_usd": usd(per_million),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ttsim_des.metrics.columns import column
-from ttsim_des.metrics.runs import GapRuns
+from ttsim_des.metrics.gaps import Gaps
 from ttsim_des.metrics.stats import exact_sum
 from ttsim_des.metrics.window import Window
 from ttsim_des.records.tables import Tables
@@ -18,9 +18,9 @@ class TokenCounts(NamedTuple):
     prompt: int
 
 
-def gaps_in_window(tables: Tables, window: Window) -> GapRuns:
+def gaps_in_window(tables: Tables, window: Window) -> Gaps:
     """Inter-token gaps whose token was delivered in the window."""
-    return GapRuns.of(tables.token_gaps, None if window.from_zero else window.start_ns, window.end_ns)
+    return Gaps(tables.token_gaps, None if window.from_zero else window.start_ns, window.end_ns)
 
 
 def tokens_in_window(tables: Tables, window: Window) -> TokenCounts:
@@ -32,4 +32,4 @@ def tokens_in_window(tables: Tables, window: Window) -> TokenCounts:
     first, finish = column(requests, "first_token_ns"), column(requests, "finish_ns")
     served = window.holds(first) | ((first < 0) & (column(requests, "scheduled_ns") >= 0) & window.holds(finish))
     prompt = exact_sum(column(requests, "prompt_tokens")[served])
-    return TokenCounts(int(window.holds(first).sum()) + gaps_in_window(tables, window).count, prompt)
+    return TokenCounts(int(window.holds(first).sum()) + gaps_in_window(tables, window).tokens, prompt)

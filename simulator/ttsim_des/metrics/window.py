@@ -72,9 +72,9 @@ def _of_queries(tables: Tables, population: NDArray[np.bool_]) -> NDArray[np.boo
     return population[query_rows(tables.queries, tables.requests)]
 
 
-def query_rows(queries: pa.Table, requests: pa.Table) -> NDArray[np.intp]:
+def query_rows(queries: pa.Table, requests: pa.Table) -> NDArray[np.int32]:
     """The row of each request's query."""
     ids = column(queries, "query_id")
-    order = np.argsort(ids, kind="stable")
-    rows: NDArray[np.intp] = order[np.searchsorted(ids[order], column(requests, "query_id"))]
+    order = np.argsort(ids, kind="stable").astype(np.int32)
+    rows: NDArray[np.int32] = order[np.searchsorted(ids[order], column(requests, "query_id"))]
     return rows

@@ -1,0 +1,1 @@
+"""Speculative decoding: what it accepts, what it costs, how much of it pays."""
