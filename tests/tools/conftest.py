@@ -1,0 +1,6 @@
+"""The tools' own modules, which lie beside the scripts and are no package that is installed."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
