@@ -60,4 +60,4 @@ def test_runs_do_not_stop_before_a_knot() -> None:
 def test_a_step_takes_at_least_a_nanosecond() -> None:
     model = AffineStepModel()
     assert model.step_ns(decode(1, 5)) == 1
-    assert model.decode_run(decode(1, 5), 40) == (40, 1, 0)
+    assert model.decode_run(decode(1, 5), 40) == (40, 1, 0, True)

@@ -29,13 +29,15 @@ def refused(directory: Path) -> str:
 
 
 def test_bundled_profiles_can_be_read_and_say_where_they_come_from() -> None:
-    assert assets.names("gpus") == ["a100-sxm", "h100-sxm", "h200-sxm"]
+    assert assets.names("gpus") == ["a100-sxm", "b200-sxm", "gb200", "h100-sxm", "h200-sxm", "l40s", "rtx-pro-6000"]
     for name in assets.names("gpus"):
         profile = load_profile(name)
         assert "aiconfigurator-core" in profile.meta.source
         assert "Apache-2.0" in profile.meta.licence
         assert set(profile.tables) == set(COLUMNS)
-        assert profile.labels("gemm") == ["bf16"]
+        dtypes = ["bf16"] if name == "a100-sxm" else ["bf16", "fp8"]
+        assert profile.labels("gemm") == profile.labels("decode_attention") == dtypes
+        assert set(profile.labels("moe")) >= {"bf16"}
         assert profile.labels("all_reduce") == ["eager", "graph"]
 
 
@@ -96,12 +98,28 @@ def test_damaged_inside(copy: Path) -> None:
 
 
 def test_missing_table_and_columns(copy: Path) -> None:
-    (copy / "all_reduce.parquet").unlink()
-    assert "all_reduce.parquet is missing" in refused(copy)
     table = pq.read_table(copy / "gemm.parquet")
-    shutil.copy(BUNDLED / "all_reduce.parquet", copy)
+    (copy / "gemm.parquet").unlink()
+    assert "gemm.parquet is missing" in refused(copy)
     pq.write_table(table.drop_columns(["k", "latency_us"]), copy / "gemm.parquet")
     assert "lacks the columns k, latency_us" in refused(copy)
+
+
+def test_a_single_gpu_needs_no_all_reduce(copy: Path) -> None:
+    (copy / "all_reduce.parquet").unlink()
+    assert read_profile(copy).values("all_reduce", "graph", "ranks") == []
+    pq.write_table(pq.read_table(BUNDLED / "all_reduce.parquet").drop_columns(["mode"]), copy / "all_reduce.parquet")
+    assert "lacks the columns mode" in refused(copy)
+
+
+def test_a_directory_is_named_with_a_slash(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy.parent)
+    assert load_profile("./mine").meta.name == "mine"
+    assert load_profile(str(copy)).meta.device == load_profile("a100-sxm").meta.device
+    with pytest.raises(InputError, match=r"no directory \./none"):
+        load_profile("./none")
+    with pytest.raises(InputError, match="unknown GPU 'mine'"):
+        load_profile("mine")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ class AffineStepModel:
     A prefill chunk of n tokens over c computed ones has n c + n (n + 1) / 2 query-key pairs. Coefficients are kept
     in whole picoseconds. Coefficients of whole nanoseconds give the sum exactly.
 
+    A draft costs what a token does, and its own coefficient.
+
     The context term must be linear in the step index (see `decode_run`). For B decode sequences a unit of mean
     context costs B times the coefficient; where that is not a whole number of nanoseconds, it alternates between
     the two whole numbers around it within every 1000 units of mean context, in such shares that each 1000 units
@@ -28,6 +30,7 @@ class AffineStepModel:
         per_decode_seq_ns: float = 0,
         per_decode_ctx_token_ns: float = 0,
         per_prefill_qk_pair_ns: float = 0,
+        per_draft_ns: float = 0,
     ) -> None:
         """Coefficients in nanoseconds, rounded to a picosecond."""
         self._constant_ps = _picoseconds(constant_ns)
@@ -35,6 +38,7 @@ class AffineStepModel:
         self._seq_ps = _picoseconds(per_decode_seq_ns)
         self._ctx_ps = _picoseconds(per_decode_ctx_token_ns)
         self._pair_ps = _picoseconds(per_prefill_qk_pair_ns)
+        self._draft_ps = _picoseconds(per_draft_ns)
 
     def step_ns(self, shape: StepShape) -> int:
         """Device time of one step; at least 1."""
@@ -57,6 +61,7 @@ class AffineStepModel:
     def _flat_ns(self, shape: StepShape) -> int:
         """Everything but the decode context."""
         flat_ps = self._constant_ps + self._token_ps * shape.tokens + self._seq_ps * shape.decode_seqs
+        flat_ps += self._draft_ps * shape.draft_tokens
         if shape.prefill_chunks and self._pair_ps:
             pairs = sum(new * computed + new * (new + 1) // 2 for new, computed in shape.prefill_chunks)
             flat_ps += self._pair_ps * pairs

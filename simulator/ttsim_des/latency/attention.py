@@ -115,6 +115,23 @@ class PrefillAttention:
         return low_us + (_by_area(self._curves[high], query) - low_us) * (batch - low) / (high - low)
 
 
+def windowed(curve: Curve, window: int, share: float) -> Curve:
+    """The mean over layers of which a `share` reaches back no further than `window` tokens."""
+    x = tuple(sorted({*curve.x, float(window)}))
+    flat = curve.at(window)
+    y = tuple((1 - share) * curve.at(at) + share * min(curve.at(at), flat) for at in x)
+    return Curve(x, y, curve.end_slope * (1 - share))
+
+
+def pieces(chunks: Sequence[PrefillChunk], window: int) -> tuple[PrefillChunk, ...]:
+    """Chunks cut into pieces of `window` tokens, each on top of no more than another `window`: nearly the same area."""
+    return tuple(
+        PrefillChunk(min(window, new - start), min(window, computed + start))
+        for new, computed in chunks
+        for start in range(0, new, window)
+    )
+
+
 def _by_area(curve: Curve, query: float) -> float:
     """The curve up to its end, growing with the square of the prompt from there."""
     longest = curve.x[-1]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ttsim_des.latency.interpolate import Curve
-from ttsim_des.latency.shape import Run
 
 PIECE_SHARE = 250
 """A piece is at most 1/250 of the step (in ns) wide, which keeps whole-number slopes within 0.1 % of the row."""
@@ -25,15 +27,19 @@ class KnotRow:
     next exactly, so no error accumulates.
     """
 
-    __slots__ = ("_bases", "_seqs", "_slopes", "_starts")
+    __slots__ = ("_arrays", "_bases", "_seqs", "_slopes", "_starts", "max_ctx_sum")
 
-    def __init__(self, seqs: int, fixed_ns: int, curve: Curve, ns_per_unit: float, max_context: int) -> None:
+    def __init__(
+        self, seqs: int, fixed_ns: int, curve: Curve, ns_per_unit: float, max_context: int, max_ctx_sum: int
+    ) -> None:
         """The row of `seqs` sequences: `fixed_ns` + `ns_per_unit` * `curve` of the mean context, up to `max_context`.
 
-        Past `max_context` the last slope goes on.
+        Past `max_context` the last slope goes on. `max_ctx_sum`: up to which sum of contexts it was measured.
         """
+        self.max_ctx_sum = max_ctx_sum
         contexts = [0, *(int(c) for c in curve.x if 0 < c < max_context), max_context]
         self._seqs = seqs
+        self._arrays: tuple[NDArray[np.int64], ...] | None = None
         self._starts: list[int] = []
         self._bases: list[int] = []
         self._slopes: list[int] = []
@@ -46,16 +52,34 @@ class KnotRow:
         piece = bisect_right(self._starts, ctx_sum) - 1
         return self._bases[piece] + self._slopes[piece] * (ctx_sum - self._starts[piece]) // self._seqs
 
-    def run(self, ctx_sum: int, max_steps: int) -> Run:
-        """The longest linear run from there: to the next knot, at most `max_steps`."""
+    def steps_ns(self, ctx_sums: NDArray[np.int64], low: int, high: int, more_ns: int) -> NDArray[np.int64]:
+        """`step_ns` of many steps, and `more_ns` in each; `low` and `high` bound the sums."""
+        times_ns: NDArray[np.int64]
+        piece = bisect_right(self._starts, low) - 1
+        if piece + 1 == len(self._starts) or high < self._starts[piece + 1]:  # as most
+            times_ns = ctx_sums - self._starts[piece]
+            times_ns *= self._slopes[piece]
+            times_ns //= self._seqs
+            times_ns += self._bases[piece] + more_ns
+            return times_ns
+        if self._arrays is None:
+            self._arrays = tuple(np.array(each, dtype=np.int64) for each in (self._starts, self._bases, self._slopes))
+        starts, bases, slopes = self._arrays
+        pieces = starts.searchsorted(ctx_sums, side="right") - 1
+        times_ns = bases[pieces] + slopes[pieces] * (ctx_sums - starts[pieces]) // self._seqs
+        times_ns += more_ns
+        return times_ns
+
+    def line(self, ctx_sum: int, max_steps: int) -> tuple[int, int, int]:
+        """Steps until the next knot (at most `max_steps`), nanoseconds of the first, their growth from step to step."""
         starts = self._starts
-        piece = bisect_right(starts, ctx_sum) - 1
-        slope = self._slopes[piece]
-        first_ns = self._bases[piece] + slope * (ctx_sum - starts[piece]) // self._seqs
-        if piece + 1 < len(starts):
-            steps = -((ctx_sum - starts[piece + 1]) // self._seqs)
-            return Run(steps if steps < max_steps else max_steps, first_ns, slope)
-        return Run(max_steps, first_ns, slope)
+        piece = bisect_right(starts, ctx_sum)
+        slope, seqs = self._slopes[piece - 1], self._seqs
+        first_ns = self._bases[piece - 1] + slope * (ctx_sum - starts[piece - 1]) // seqs
+        if piece < len(starts):
+            steps = -((ctx_sum - starts[piece]) // seqs)
+            return steps if steps < max_steps else max_steps, first_ns, slope
+        return max_steps, first_ns, slope
 
     def _add_interval(self, start: int, end: int, start_ns: int, end_ns: int) -> None:
         """Pieces between two knots of the float row, narrow enough for whole-number slopes."""

@@ -20,12 +20,16 @@ from ttsim_des.errors import InputError, bad_input, nearest_name
 from ttsim_des.latency.unequal import STREAM_SHARE, StreamRate
 
 SCHEMA = 1
+HERE = Path()
 COLUMNS: dict[str, tuple[str, ...]] = {
     "gemm": ("dtype", "n", "k", "m", "latency_us"),
     "context_attention": ("kv_dtype", "head_dim", "kv_heads", "heads", "batch", "query", "latency_us"),
     "decode_attention": ("kv_dtype", "head_dim", "kv_heads", "heads", "batch", "context", "latency_us"),
     "all_reduce": ("mode", "ranks", "bytes", "latency_us"),
+    "moe": ("dtype", "hidden", "intermediate", "experts", "top_k", "tp", "ep", "tokens", "latency_us"),
 }
+OPTIONAL = ("all_reduce", "moe")
+"""Families that a profile may lack: a single GPU has no all-reduce, a dense model no experts."""
 DEFAULT_SMS = 132
 """Streaming multiprocessors where meta.toml names none: those of a Hopper SXM."""
 TEXT_COLUMNS = ("dtype", "kv_dtype", "mode")
@@ -42,7 +46,7 @@ class GpuMeta:
     device: str
     memory_gib: float
     bandwidth_bytes_per_s: float
-    link_bytes_per_s: float
+    link_bytes_per_s: float | None
     peak_flops: Mapping[str, float]
     elementwise_bandwidth_share: float
     elementwise_launch_us: float
@@ -64,7 +68,7 @@ class GpuProfile:
 
     def labels(self, family: str) -> list[str]:
         """The dtypes, KV dtypes or modes that were measured, sorted."""
-        return sorted(self.tables[family])
+        return sorted(self.tables.get(family, {}))
 
     def select(self, family: str, label: str, **equal: int) -> Columns:
         """The rows of one family and label where every named column has the given value."""
@@ -76,28 +80,45 @@ class GpuProfile:
 
     def values(self, family: str, label: str, column: str, **equal: int) -> list[int]:
         """The distinct values of one column among those rows, sorted; none for a label that was not measured."""
-        if label not in self.tables[family]:
+        if label not in self.tables.get(family, {}):
             return []
         return sorted(set(self.select(family, label, **equal)[column].tolist()))  # np.unique imports numpy.ma
 
 
-def load_profile(name: str) -> GpuProfile:
-    """The bundled profile `name`; InputError (key `cluster.gpu`) when there is none or it cannot be used."""
+def load_profile(name: str, base_dir: Path = HERE) -> GpuProfile:
+    """The profile `name`; see `profile_directory`. InputError also when it cannot be used."""
+    return read_profile(profile_directory(name, base_dir))
+
+
+def profile_directory(name: str, base_dir: Path) -> Path:
+    """Of a bundled profile by its name, or any directory: a name with a slash in it.
+
+    Directories are looked for from `base_dir` (the scenario's) and then from where the program runs.
+    InputError (key `cluster.gpu`) when there is none.
+    """
     known = assets.names("gpus")
-    if name not in known:
-        raise bad_input(
-            f"unknown GPU {name!r}",
-            key="cluster.gpu",
-            expected=f"one of {', '.join(known)}",
-            nearest=nearest_name(name, known),
-        )
-    return read_profile(assets.root("profiles") / "gpus" / name)
+    if name in known:
+        return assets.root("profiles") / "gpus" / name
+    if "/" in name:
+        for directory in (base_dir / name, Path(name)):
+            if directory.is_dir():
+                return directory
+    raise bad_input(
+        f"there is no directory {name}" if "/" in name else f"unknown GPU {name!r}",
+        key="cluster.gpu",
+        expected=f"one of {', '.join(known)}, or a profile's directory, with a slash in its name (./my-gpu)",
+        nearest=nearest_name(name, known),
+    )
 
 
 def read_profile(directory: Path) -> GpuProfile:
     """The profile in `directory`; InputError naming the file that is missing, truncated, too new or incomplete."""
     meta = _read_meta(directory / "meta.toml")
-    tables = {family: _read_table(directory / f"{family}.parquet", columns) for family, columns in COLUMNS.items()}
+    tables = {
+        family: _read_table(directory / f"{family}.parquet", columns)
+        for family, columns in COLUMNS.items()
+        if family not in OPTIONAL or (directory / f"{family}.parquet").exists()
+    }
     return GpuProfile(meta, tables)
 
 
@@ -117,7 +138,7 @@ def _read_meta(path: Path) -> GpuMeta:
             device=str(table["device"]),
             memory_gib=_positive(path, "memory_gib", table["memory_gib"]),
             bandwidth_bytes_per_s=_positive(path, "bandwidth_bytes_per_s", table["bandwidth_bytes_per_s"]),
-            link_bytes_per_s=_positive(path, "link_bytes_per_s", table["link_bytes_per_s"]),
+            link_bytes_per_s=_optional(path, "link_bytes_per_s", table),
             peak_flops={dtype: _positive(path, dtype, value) for dtype, value in table["peak_flops"].items()},
             elementwise_bandwidth_share=_positive(path, "bandwidth_share", table["elementwise"]["bandwidth_share"]),
             elementwise_launch_us=_positive(path, "launch_us", table["elementwise"]["launch_us"]),
@@ -130,6 +151,10 @@ def _read_meta(path: Path) -> GpuMeta:
         raise _bad(path, f"lacks {error.args[0]}") from None
     except (TypeError, AttributeError):
         raise _bad(path, "has a table where a value belongs, or the other way round") from None
+
+
+def _optional(path: Path, name: str, table: Mapping[str, Any]) -> float | None:
+    return _positive(path, name, table[name]) if name in table else None
 
 
 def _kv_stream(path: Path, table: Mapping[str, Any]) -> StreamRate:

@@ -21,8 +21,9 @@ class StepShape(NamedTuple):
 
     A decode sequence computes one token; its context counts that token (computed before + 1). Everything else is
     a prefill chunk, re-prefill after a preemption included. `logits_rows` are the rows that lm_head and the
-    sampler see: decodes plus prompts that end in this step. `drafts` is the number of draft tokens verified per
-    decode sequence (0 without speculation).
+    sampler see: decodes, their drafts, and prompts that end in this step. With speculation a decode sequence computes
+    its drafts too and its context counts them: `draft_tokens` are verified in all; afterwards `proposed` new ones are
+    drafted per sequence.
     """
 
     decode_seqs: int
@@ -30,20 +31,25 @@ class StepShape(NamedTuple):
     decode_ctx_max: int
     prefill_chunks: tuple[PrefillChunk, ...]
     logits_rows: int
-    drafts: int = 0
+    draft_tokens: int = 0
+    proposed: int = 0
 
     @property
     def tokens(self) -> int:
         """Tokens that pass through the model's dense layers in this step."""
-        return self.decode_seqs * (1 + self.drafts) + sum(chunk.new for chunk in self.prefill_chunks)
+        return self.decode_seqs + self.draft_tokens + sum(chunk.new for chunk in self.prefill_chunks)
 
 
 class Run(NamedTuple):
-    """`steps` consecutive steps of one batch: step j (from 0) takes `first_ns + j * increment_ns`."""
+    """`steps` consecutive steps of one batch: step j (from 0) takes `first_ns + j * increment_ns`.
+
+    `in_domain`: what the model says of the domain, the same for all of them.
+    """
 
     steps: int
     first_ns: int
     increment_ns: int
+    in_domain: bool = True
 
 
 class StepModel(Protocol):
@@ -57,7 +63,8 @@ class StepModel(Protocol):
         """The longest linear run (at most `max_steps`) of decode steps that starts with `shape`.
 
         `shape` has no prefill chunks. From step to step every context grows by one token, so the sum grows by
-        `decode_seqs` and the maximum by 1. Exact: the j-th step of the run takes what `step_ns` says of it.
+        `decode_seqs` and the maximum by 1. Exact: the j-th step of the run takes what `step_ns` says of it, and is in
+        the domain as `in_domain` says.
         """
         ...
 

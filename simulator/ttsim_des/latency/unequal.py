@@ -65,12 +65,15 @@ class UnequalContexts:
     where they begin, and at most 1024. A piece is a pure function of its cell, so old ones can be dropped.
     """
 
-    def __init__(self, rate: StreamRate, kv_heads: int, kv_bytes_per_token: float, layers: int) -> None:
-        """`kv_heads` and `kv_bytes_per_token` (of one layer) are those of one GPU."""
+    def __init__(self, rate: StreamRate, kv_heads: int, kv_bytes_per_token: float, ns_per_layer_us: float) -> None:
+        """`kv_heads` and `kv_bytes_per_token` (of one layer) are those of one GPU.
+
+        `ns_per_layer_us`: nanoseconds of a step for a microsecond in each layer.
+        """
         self.min_seqs = ceil(SPLIT_SHARE * BLOCKS_PER_SM * rate.sms / kv_heads)
         self._launch_us = rate.launch_us
         self._token_us = 1e6 * kv_bytes_per_token / kv_heads / rate.bytes_per_s
-        self._ns_per_layer_us = 1000 * layers
+        self._ns_per_layer_us = ns_per_layer_us
         self._pieces: dict[tuple[int, int, int], Piece] = {}
 
     def line(self, seqs: int, curve: Curve, mean: int, distance: int) -> tuple[int, int, int]:
