@@ -12,9 +12,6 @@ deliveries. Exit 0 only if all of it is equal; the first difference of each reco
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,13 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ttsim_des.engine.config import EngineConfig
 from ttsim_des.engine.replica import Replica, Stepping
-from ttsim_des.engine.request import Outcome, PromptSegment, Request, Scheduled, Status
+from ttsim_des.engine.request import Outcome, Request, Scheduled, Status
 from ttsim_des.engine.scheduler import Plan
-from ttsim_des.latency.host import HostOverhead
+from ttsim_des.errors import InputError
 from ttsim_des.latency.shape import Run, StepModel, StepShape
-from ttsim_des.records.recorder import StepRecorder
+from ttsim_des.recordings.vllm_cpu import PromptOwners, RunFiles, drafting, engine_config, host_overhead, read_runs
+from ttsim_des.records.long_table import whole
+from ttsim_des.records.recorder import StepRecorder, steps_table
 from ttsim_des.timeline import Phase, Timeline
 from ttsim_des.units import ns_to_s, s_to_ns
 
@@ -42,54 +40,19 @@ _RUN_COLUMNS = {
     "waiting": "waiting",
     "preempted": "n_preempted",
 }
-csv.field_size_limit(1 << 30)
 
 
 class MismatchError(Exception):
     """The first place where simulation and recording differ."""
 
 
-@dataclass(frozen=True)
-class Recording:
-    """One recorded run as it lies on disk."""
-
-    name: str
-    meta: dict[str, Any]
-    requests: list[dict[str, Any]]
-    steps: list[dict[str, str]]
-
-    @property
-    def is_golden(self) -> bool:
-        """Whether step times follow a formula instead of a measurement."""
-        return "golden" in self.meta
-
-    def time_ns(self, step: dict[str, str], which: str) -> int:
-        """`which` ("start" or "end") of a step."""
-        return s_to_ns(float(step[f"dev_{which}_s" if self.is_golden else f"{which}_s"]))
-
-
-def read_recordings(folder: Path) -> Iterator[Recording]:
-    """All recordings in a folder, by name."""
-    metas = sorted(folder.glob("meta*.json"))
-    if not metas:
-        raise SystemExit(f"{folder}: no meta*.json here; expected a recording's folder")
-    for meta_path in metas:
-        suffix = meta_path.stem.removeprefix("meta")
-        with gzip.open(folder / f"requests{suffix}.jsonl.gz", "rt") as lines:
-            requests = [json.loads(line) for line in lines]
-        with gzip.open(folder / f"steps{suffix}.csv.gz", "rt") as lines:
-            steps = list(csv.DictReader(lines))
-        yield Recording(
-            f"{folder.resolve().parent.name}/{folder.name}{suffix}", json.loads(meta_path.read_text()), requests, steps
-        )
-
-
 class FormulaStepModel:
     """The golden recordings' time of the model: whole nanoseconds per step, token, context token, query-key pair."""
 
-    def __init__(self, coefficients_s: dict[str, float]) -> None:
+    def __init__(self, coefficients_s: dict[str, float], drafts: int) -> None:
         to_ns = {name: s_to_ns(value) for name, value in coefficients_s.items()}
         self._step, self._token, self._ctx, self._qk = (to_ns[name] for name in ("a", "tok", "dctx", "pqk"))
+        self._step += drafts * to_ns.get("spec_k", 0)
 
     def step_ns(self, shape: StepShape) -> int:
         """The formula."""
@@ -125,34 +88,15 @@ class RecordedStepModel:
         return True
 
 
-def engine_config(meta: dict[str, Any]) -> EngineConfig:
-    """The settings that the recorded engine had."""
-    attrs, cache, scheduler = meta["scheduler_attrs"], meta["cache_config"], meta["scheduler_config"]
-    return EngineConfig(
-        num_gpu_blocks=attrs["num_gpu_blocks"],
-        block_size=attrs["block_size"],
-        max_num_seqs=attrs["max_num_running_reqs"],
-        max_num_batched_tokens=attrs["max_num_scheduled_tokens"],
-        max_model_len=meta["engine_args"]["max_model_len"],
-        enable_prefix_caching=cache["enable_prefix_caching"],
-        enable_chunked_prefill=scheduler["enable_chunked_prefill"],
-        async_scheduling=scheduler["async_scheduling"],
-        scheduling_policy=scheduler["policy"],
-        long_prefill_token_threshold=scheduler["long_prefill_token_threshold"],
-        scheduler_reserve_full_isl=attrs["scheduler_reserve_full_isl"],
-        watermark_blocks=attrs["watermark_blocks"],
-    )
-
-
 @dataclass
 class Replay:
     """One recording under simulation: feeds the engine, watches it, compares as it goes."""
 
-    recording: Recording
+    recording: RunFiles
     stepping: Stepping = "step"
     timeline: Timeline = field(default_factory=Timeline)
     requests: dict[int, Request] = field(default_factory=dict)
-    deliveries_ns: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    deliveries: dict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
     num_steps: int = 0
     num_empty_preempting_steps: int = 0
     num_plans: int = 0
@@ -163,17 +107,19 @@ class Replay:
         self.rows = {row["id"]: row for row in recording.requests}
         self.children: dict[int, list[int]] = defaultdict(list)
         self.cancelled_groups: set[Any] = set()
-        self.owners: dict[Any, int] = {}
-        self.host = self._host(meta)
+        self.owners = PromptOwners(recording.requests)
+        self.host = host_overhead(meta)
         self.tolerance_ns = GOLDEN_TOLERANCE_NS if recording.is_golden else MEASURED_TOLERANCE_NS
         model: StepModel
         if recording.is_golden:
-            model = FormulaStepModel(meta["golden"]["coef"])
+            model = FormulaStepModel(meta["golden"]["coef"], meta["golden"].get("k_spec") or 0)
         else:
             model = RecordedStepModel([recording.time_ns(step, "end") for step in recording.steps], self.timeline)
+        config = engine_config(meta)
+        self.drafting = drafting(recording, config)
         self.replica = Replica(
             0,
-            engine_config(meta),
+            config,
             model,
             self.host,
             self.timeline,
@@ -203,17 +149,10 @@ class Replay:
         for row in recording.requests:
             self._compare_request(row)
 
-    @staticmethod
-    def _host(meta: dict[str, Any]) -> HostOverhead:
-        host = meta.get("golden", {}).get("host") or {}
-        return HostOverhead(
-            schedule_step_ns=s_to_ns(host.get("h_sched", 0.0)), update_step_ns=s_to_ns(host.get("h_upd", 0.0))
-        )
-
     # ---- the world around the engine ----
 
     def _send(self, row: dict[str, Any], arrival_ns: int) -> None:
-        prompt = self._prompt(row)
+        prompt = self.owners.prompt(row["id"])
         request = Request(
             request_id=row["id"],
             prompt_tokens=row["prompt_tokens"],
@@ -225,33 +164,16 @@ class Replay:
         )
         self.requests[row["id"]] = request
         every_token = range(1, row["output_tokens_req"] + 1) if self.stepping == "step" else ()
-        outcome = Outcome(row["output_tokens_req"], list(every_token))
+        outcome = Outcome(row["output_tokens_req"], tuple(every_token), self.drafting.get(row["id"]))
         self.timeline.at(arrival_ns, Phase.ARRIVAL, row["id"], lambda _: self.replica.submit(request, outcome))
         if row.get("cancel_s") is not None:
             cancel_ns = s_to_ns(row["cancel_s"])
             self.timeline.at(cancel_ns, Phase.ARRIVAL, row["id"], lambda _: self.replica.cancel(request))
 
-    def _prompt(self, row: dict[str, Any]) -> tuple[PromptSegment, ...]:
-        if row["parent"] is not None:
-            parent = self.requests[row["parent"]]
-            text = parent.prompt_tokens + parent.num_output_tokens
-            segments = (*parent.prompt, (parent.output_owner, text))
-            extra = self._owner(("extra", row["parent"]))
-            return (*segments, (extra, row["prompt_tokens"])) if row["prompt_tokens"] > text else segments
-        if row.get("prompt_id") is not None:
-            owner = self._owner(("prompt", row["prompt_id"]))
-        elif row["rid"] != row["group"]:
-            owner = self._owner(("group", row["group"]))
-        else:
-            owner = self._owner(("request", row["id"]))
-        return ((owner, row["prompt_tokens"]),)
-
-    def _owner(self, key: tuple[str, Any]) -> int:
-        return self.owners.setdefault(key, len(self.owners))
-
     def on_milestone(self, request: Request, delivered_ns: int) -> None:
-        """A token has come out."""
-        self.deliveries_ns[request.request_id].append(delivered_ns - self.host.update_step_ns)
+        """Tokens have come out."""
+        new = request.num_output_tokens - sum(tokens for _, tokens in self.deliveries[request.request_id])
+        self.deliveries[request.request_id].append((delivered_ns - self.host.update_step_ns, new))
 
     def on_finish(self, request: Request, delivered_ns: int) -> None:
         """A request is done: its children arrive, its siblings may be cancelled."""
@@ -307,7 +229,7 @@ class Replay:
 
     def _compare_runs(self, recorder: StepRecorder) -> None:
         """Leaps: the step records, expanded, against the recorded steps."""
-        for run in recorder.steps_table().to_pylist():
+        for run in whole(steps_table([recorder])).to_pylist():
             start_ns = run["start_ns"]
             for index in range(run["steps"]):
                 if self.num_steps >= len(self.recording.steps):
@@ -318,6 +240,10 @@ class Replay:
                 end_ns = start_ns + run["duration_ns"] + index * run["increment_ns"]
                 self._compare_time(f"{what}: end", self.recording.time_ns(step, "end"), end_ns)
                 start_ns += run["period_ns"] + index * run["period_increment_ns"]
+                decode_tokens = run["decode_seqs"] + run["draft_tokens"]
+                if decode_tokens != int(step["decode_tokens"]):
+                    message = f"recorded {step['decode_tokens']}, simulated {decode_tokens}"
+                    raise MismatchError(f"{what}: tokens of decodes, drafts included: {message}")
                 for ours, theirs in _RUN_COLUMNS.items():
                     if run[ours] != int(step[theirs]):
                         raise MismatchError(f"{what}: {ours}: recorded {step[theirs]}, simulated {run[ours]}")
@@ -344,7 +270,10 @@ class Replay:
                 self._compare_time(f"{what}: first token", s_to_ns(row["chunks"][0][0]), request.first_token_ns)
                 self._compare_time(f"{what}: last token", s_to_ns(row["chunks"][-1][0]), request.last_token_ns)
             return
-        for index, ((time_s, _), time_ns) in enumerate(zip(row["chunks"], self.deliveries_ns[row["id"]], strict=True)):
+        deliveries = self.deliveries[row["id"]]
+        if [tokens for _, tokens in row["chunks"]] != [tokens for _, tokens in deliveries]:
+            raise MismatchError(f"{what}: delivered: recorded {row['chunks']}, simulated {deliveries}")
+        for index, ((time_s, _), (time_ns, _)) in enumerate(zip(row["chunks"], deliveries, strict=True)):
             self._compare_time(f"{what}: delivery {index}", s_to_ns(time_s), time_ns)
         if row["finish_s"] is not None:
             self._compare_time(f"{what}: finish", s_to_ns(row["finish_s"]), request.last_token_ns)
@@ -352,7 +281,15 @@ class Replay:
 
 def _entry_text(entry: Scheduled) -> str:
     kind = "d" if entry.is_decode else "p"
-    return f"{entry.request.request_id}:{entry.num_tokens}:{entry.computed_before}:0:{kind}"
+    return f"{entry.request.request_id}:{entry.num_tokens}:{entry.computed_before}:{entry.num_drafts}:{kind}"
+
+
+def _all_runs(folders: list[Path]) -> Iterator[RunFiles]:
+    try:
+        for folder in folders:
+            yield from read_runs(folder)
+    except InputError as error:
+        raise SystemExit(str(error)) from None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -364,19 +301,18 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     num_exact = num_recordings = 0
-    for folder in options.folders:
-        for recording in read_recordings(folder):
-            num_recordings += 1
-            replay = Replay(recording, options.stepping)
-            try:
-                replay.run()
-            except MismatchError as difference:
-                print(f"{recording.name}: DIFFERS at {difference}")
-                continue
-            num_exact += 1
-            preemptions = sum(request.preemptions for request in replay.requests.values())
-            size = f"{replay.num_steps} steps, {len(replay.requests)} requests, {preemptions} preemptions"
-            print(f"{recording.name}: exact: {size}")
+    for recording in _all_runs(options.folders):
+        num_recordings += 1
+        replay = Replay(recording, options.stepping)
+        try:
+            replay.run()
+        except MismatchError as difference:
+            print(f"{recording.name}: DIFFERS at {difference}")
+            continue
+        num_exact += 1
+        preemptions = sum(request.preemptions for request in replay.requests.values())
+        size = f"{replay.num_steps} steps, {len(replay.requests)} requests, {preemptions} preemptions"
+        print(f"{recording.name}: exact: {size}")
     print(f"{num_exact} of {num_recordings} recordings exact")
     return 0 if num_exact == num_recordings else 1
 

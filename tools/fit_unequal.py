@@ -11,17 +11,11 @@ with and without the term.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
-from ttsim_des.latency.interpolate import Curve
-from ttsim_des.latency.unequal import BLOCKS_PER_SM, SPLIT_SHARE, StreamRate, UnequalContexts
-
-ITERATIONS = 3
+from ttsim_des.recordings.stream import fit_stream
 
 
 def main() -> None:
@@ -33,27 +27,11 @@ def main() -> None:
     parser.add_argument("--token-bytes", type=float, default=512)
     parser.add_argument("--bandwidth", type=float, required=True, help="bytes per second")
     arguments = parser.parse_args()
-    with arguments.table.open(newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["regime"] == "pure"]
-    first = SPLIT_SHARE * BLOCKS_PER_SM * arguments.sms / arguments.kv_heads
-    batches = [
-        (float(row["kv_mean"]), float(row["kv_big"]), *(float(row[t]) / ITERATIONS for t in ("t_mean_us", "t_skew_us")))
-        for row in rows
-        if int(row["n"]) >= first
-    ]
-
-    def errors(rate: float) -> NDArray[np.float64]:
-        term = UnequalContexts(StreamRate(arguments.sms, rate), 1, arguments.token_bytes, 1)
-        found = [
-            t_mean + term.exact_us(Curve((0.0,), (t_mean,), 0.0), mean, longest) for mean, longest, t_mean, _ in batches
-        ]
-        ratios: NDArray[np.float64] = np.array(found) / np.array([measured for *_, measured in batches])
-        return np.abs(np.log(ratios))
-
-    rate = float(minimize_scalar(lambda rate: errors(rate).mean(), bounds=(1e9, 1e12), method="bounded").x)
-    print(f"{len(batches)} batches of {first:.0f} sequences and more")
+    fit = fit_stream(arguments.table, sms=arguments.sms, kv_heads=arguments.kv_heads, token_bytes=arguments.token_bytes)
+    rate = fit.rate.bytes_per_s
+    print(f"{fit.errors.size} batches of {fit.first_seqs:.0f} sequences and more")
     print(f"stream_bytes_per_s = {rate:.4g}, {rate / (arguments.bandwidth / arguments.sms):.2f} x bandwidth / SMs")
-    for name, found in (("with the term", errors(rate)), ("mean alone", errors(1e30))):
+    for name, found in (("with the term", fit.errors), ("mean alone", fit.errors_of_mean)):
         print(f"{name}: median {100 * np.median(found):.1f} %, p90 {100 * np.percentile(found, 90):.1f} %")
 
 

@@ -20,20 +20,25 @@ from typing import TYPE_CHECKING, Any
 
 from ttsim_des import assets
 from ttsim_des.deployment import Deployment, deploy
+from ttsim_des.latency.calibration import calibration_path
+from ttsim_des.latency.profile import profile_directory
 from ttsim_des.metrics.context import RunContext
 from ttsim_des.metrics.laws import check_laws
 from ttsim_des.metrics.summary import summarise
+from ttsim_des.records.long_table import whole
 from ttsim_des.records.tables import Tables
 from ttsim_des.report.manifest import make_manifest
 from ttsim_des.report.rundir import write_run
 from ttsim_des.rng import Streams
 from ttsim_des.scenario.load import LoadedScenario, load_scenario
-from ttsim_des.scenario.schema import Scenario, TableTokens
+from ttsim_des.scenario.schema import OutcomeTokens, Scenario, TableTokens
 from ttsim_des.simulation.run import simulate
 from ttsim_des.workload.arrivals import arrival_times_ns
 from ttsim_des.workload.columns import locate_file
 from ttsim_des.workload.expected import check_limits, expected_work
+from ttsim_des.workload.outcomes.load import outcome_file
 from ttsim_des.workload.queries import QuerySource
+from ttsim_des.workload.strategies.resolve import strategy_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,13 +70,13 @@ class Result:
     @cached_property
     def queries(self) -> pd.DataFrame:
         """One row per query."""
-        frame: pd.DataFrame = self.tables.queries.to_pandas()
+        frame: pd.DataFrame = whole(self.tables.queries).to_pandas()
         return frame
 
     @cached_property
     def requests(self) -> pd.DataFrame:
         """One row per request."""
-        frame: pd.DataFrame = self.tables.requests.to_pandas()
+        frame: pd.DataFrame = whole(self.tables.requests).to_pandas()
         return frame
 
     def check_laws(self) -> list[str]:
@@ -99,7 +104,7 @@ class Result:
             from ttsim_des.report.figures import draw
 
             try:
-                draw(path / "figures", summary=self.summary, tables=self.tables, has_steps=True)
+                draw(path / "figures", summary=self.summary, tables=self.tables.in_memory(), has_steps=True)
             except BaseException:  # also when interrupted: a run directory is there in full or not at all
                 shutil.rmtree(path, ignore_errors=True)
                 raise
@@ -129,7 +134,7 @@ def run(scenario: LoadedScenario | str | Path, *, progress: Progress | None = No
     source = QuerySource(asked.workload, streams, base_dir, queries=queries)
     is_open = asked.workload.arrivals.process != "closed_loop"
     arrivals = arrival_times_ns(asked.workload.arrivals, streams, queries, base_dir) if is_open else None
-    simulated = simulate(asked, deployment, source, arrivals, progress)
+    simulated = simulate(asked, deployment, source, arrivals, progress, base_dir)
     return Result(
         loaded=loaded,
         deployment=deployment,
@@ -167,11 +172,13 @@ def run_context(scenario: Scenario, deployment: Deployment, offered_rate_per_s: 
         max_model_len=config.max_model_len,
         prefix_caching=config.enable_prefix_caching,
         async_scheduling=config.async_scheduling,
+        num_speculative_tokens=config.speculation.num_speculative_tokens if config.speculation else 0,
         host_gap_bound_ns=host.schedule_ns(config.max_num_seqs) + host.update_ns(config.max_num_seqs),
         slo_query_latency_s=slo.query_latency_s,
         slo_ttft_s=slo.ttft_s,
         slo_tpot_s=slo.tpot_s,
         warnings=deployment.warnings,
+        pools={name: run_context(scenario, pool, None) for name, pool in deployment.pools.items()},
     )
 
 
@@ -182,15 +189,29 @@ def _inputs(loaded: LoadedScenario) -> dict[str, Path]:
     bundled_model = profiles / "models" / f"{cluster.model}.toml"
     inputs = {
         "engine": profiles / "engines" / f"{cluster.engine}.toml",
-        "gpu": profiles / "gpus" / cluster.gpu,
+        "gpu": profile_directory(cluster.gpu, loaded.base_dir),
         "model": bundled_model if bundled_model.is_file() else loaded.base_dir / cluster.model,
         "prices": profiles / "prices.toml",
     }
     for name, tokens in (("prompt", workload.prompt), ("output", workload.output)):
         if isinstance(tokens, TableTokens):
             inputs[name] = locate_file(tokens.file, loaded.base_dir, f"workload.{name}.file")
+        elif isinstance(tokens, OutcomeTokens):
+            inputs[name] = outcome_file(tokens, loaded.base_dir, f"workload.{name}")
     if workload.arrivals.file is not None:
         inputs["trace"] = locate_file(workload.arrivals.file, loaded.base_dir, "workload.arrivals.file")
+    for name, pool in scenario.pools.items():
+        model = profiles / "models" / f"{pool.cluster.model}.toml"
+        inputs[f"{name}.gpu"] = profile_directory(pool.cluster.gpu, loaded.base_dir)
+        inputs[f"{name}.model"] = model if model.is_file() else loaded.base_dir / pool.cluster.model
+        inputs[f"{name}.engine"] = profiles / "engines" / f"{pool.cluster.engine}.toml"
+    strategy = workload.strategy
+    if strategy.graph is not None:
+        inputs["graph"] = loaded.base_dir / strategy.graph
+    if (source := strategy_file(strategy.name, loaded.base_dir)) is not None:
+        inputs["strategy"] = source
+    if scenario.latency.calibration is not None:
+        inputs["calibration"] = calibration_path(scenario.latency.calibration, loaded.base_dir)
     if loaded.path is not None:
         inputs["scenario"] = loaded.path
     return inputs

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["profiles", "scenarios", "traces"]
-Catalogue = Literal["gpus", "models", "engines", "scenarios"]
+Catalogue = Literal["gpus", "models", "engines", "outcomes", "calibrations", "scenarios"]
 
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parents[1]

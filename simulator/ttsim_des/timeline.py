@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from enum import IntEnum
+from heapq import heappush
 
 import simpy
 from simpy import Event
@@ -31,11 +32,20 @@ class Phase(IntEnum):
     SCHEDULE = 3
 
 
+class _Call(Event):
+    """An event that has been triggered and calls one function: what `Event` and `Environment.schedule` do, in one."""
+
+    def __init__(self, env: simpy.Environment, callback: Callable[[Event], None]) -> None:
+        self.env, self.callbacks = env, [callback]
+        self._ok, self._value = True, None
+
+
 class Timeline:
     """Callbacks at integer times. `events` counts those taken from SimPy: the cost of a simulation."""
 
     def __init__(self) -> None:
         self._env = simpy.Environment(initial_time=0)
+        self._queue = self._env._queue
         self.events = 0
 
     @property
@@ -53,12 +63,10 @@ class Timeline:
                 "simulated time passes 146 years, where the clock ends; shorten step times, waits or the run"
             )
         env = self._env
-        delay_ns = time_ns - env._now
-        assert delay_ns >= 0, f"an event in the past: {delay_ns} ns"
-        event = Event(env)
-        event._ok, event._value = True, None
-        event.callbacks.append(callback)
-        env.schedule(event, phase << _KEY_BITS | key, delay_ns)  # type: ignore[arg-type]  # any integer orders
+        assert time_ns >= env._now, f"an event in the past: {time_ns} ns at {env._now} ns"
+        event = _Call(env, callback)
+        # Any integer orders; SimPy's own count of events comes last.
+        heappush(self._queue, (time_ns, phase << _KEY_BITS | key, next(env._eid), event))  # type: ignore[misc]
         return event
 
     @staticmethod
@@ -68,7 +76,7 @@ class Timeline:
 
     def is_quiet_until(self, time_ns: int) -> bool:
         """Whether nothing is to happen up to and including `time_ns`, so that what would, may as well be done now."""
-        queue = self._env._queue
+        queue = self._queue
         return not queue or queue[0][0] > time_ns
 
     def run(self) -> None:
@@ -77,13 +85,14 @@ class Timeline:
         The cyclic garbage collector rests meanwhile: it would walk every live request again and again (a quarter of the
         time), and a simulation leaves no cycles behind.
         """
-        step, queue = self._env.step, self._env._queue
+        step, queue, events = self._env.step, self._queue, 0
         was_enabled = gc.isenabled()
         gc.disable()
         try:
             while queue:
+                events += 1
                 step()
-                self.events += 1
         finally:
+            self.events += events
             if was_enabled:
                 gc.enable()

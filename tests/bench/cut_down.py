@@ -15,12 +15,14 @@ CUTS = {
     "chat": ["experiment.queries=400"],
     "pressure": [
         "experiment.queries=10",
+        "workload.arrivals.rate_per_s=1000",
         "workload.output.mean=500",
         "workload.output.max=3000",
         "workload.max_tokens=3000",
         "engine.num_gpu_blocks=260",
     ],
     "million": ["experiment.queries=20", "workload.output.mean=300"],
+    "spec": ["experiment.queries=40", "workload.output.mean=400"],
 }
 
 

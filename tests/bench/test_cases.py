@@ -38,7 +38,7 @@ def test_all_run_on_the_same_engine(name: str) -> None:
 
 def test_sizes() -> None:
     strategies = {name: case(name).workload.strategy.samples for name in CUTS}
-    assert strategies == {"tts": 8, "reasoning": 16, "chat": 1, "pressure": 8, "million": 8}
+    assert strategies == {"tts": 8, "reasoning": 16, "chat": 1, "pressure": 8, "million": 8, "spec": 8}
     assert case("million").experiment.queries == 1_000_000
     blocks = deploy(case("tts"), FOLDER).engine_config.num_gpu_blocks
     assert deploy(case("pressure"), FOLDER).engine_config.num_gpu_blocks == blocks // 10
@@ -58,5 +58,5 @@ def test_tool_prints_one_line_of_json() -> None:
         assert figures[field] is not None
     assert figures["requests"] == 80
     assert figures["output_tokens"] == 80 * 128
-    assert set(figures["digests"]) == {"queries", "requests", "steps", "token_gaps"}
+    assert set(figures["digests"]) == {"queries", "requests", "steps", "token_gaps", "drafts"}
     assert set(figures["calibration"]) == {"heap_ops_per_cpu_s", "simpy_events_per_cpu_s"}

@@ -18,7 +18,7 @@ import conformance  # noqa: E402
 
 
 def exact(folder: Path, stepping: conformance.Stepping = "step") -> bool:
-    recordings = list(conformance.read_recordings(folder))
+    recordings = list(conformance.read_runs(folder))
     assert recordings
     for recording in recordings:
         try:
@@ -39,7 +39,7 @@ def test_leaping_gives_the_recorded_steps_too(folder: Path) -> None:
 
 
 def test_leaping_makes_far_fewer_plans_than_steps() -> None:
-    (recording,) = conformance.read_recordings(RECORDED / "golden" / "poisson")
+    (recording,) = conformance.read_runs(RECORDED / "golden" / "poisson")
     replay = conformance.Replay(recording, "leap")
     replay.run()
     assert replay.num_plans < 0.35 * replay.num_steps

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ttsim_des import assets
+from ttsim_des import assets, load, run
 from ttsim_des.deployment import Deployment, deploy
 from ttsim_des.engine.engine_file import load_engine_file, read_engine_file
 from ttsim_des.errors import InputError
@@ -168,8 +168,8 @@ def test_request_longer_than_the_model() -> None:
 
 
 def test_fp8_is_refused_where_it_was_not_measured() -> None:
-    assert "no fp8 matrix products" in refused(cluster__dtype="fp8")["cluster.dtype"]
-    assert "fp8 KV cache" in refused(cluster__kv_dtype="fp8")["cluster.kv_dtype"]
+    assert "no fp8 matrix products" in refused(cluster__gpu="a100-sxm", cluster__dtype="fp8")["cluster.dtype"]
+    assert "fp8 KV cache" in refused(cluster__gpu="a100-sxm", cluster__kv_dtype="fp8")["cluster.kv_dtype"]
 
 
 def test_head_size_that_was_not_measured(tmp_path: Path) -> None:
@@ -278,3 +278,13 @@ def test_deploying_does_not_import_pandas_or_plots() -> None:
         "sys.exit(any(name in sys.modules for name in ('pandas', 'seaborn', 'matplotlib', 'scipy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_verifier_has_problems_of_its_own() -> None:
+    """Unknown names, and texts that it could not read, under the keys that the scenario has."""
+    with pytest.raises(InputError) as error:
+        run(load("best-of-n-prm", ["verifier.cluster.gpu=h100-sxn"]))
+    (problem,) = error.value.problems
+    assert (problem.key, problem.nearest) == ("verifier.cluster.gpu", "h100-sxm")
+    with pytest.raises(InputError, match=r"for the verifier: prompts of up to .* exceed max_model_len = 4096"):
+        run(load("best-of-n-prm", ["workload.max_tokens=16384"]))

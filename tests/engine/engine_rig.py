@@ -77,7 +77,7 @@ class World:
         cap = output_tokens if max_tokens is None else max_tokens
         request = self.requests[name] = Request(number, prompt_tokens, cap, prompt, at_ns, priority, name)
         # Told of every token when stepping; leaping worlds are not, so that they leap.
-        outcome = Outcome(output_tokens, list(range(1, cap + 1)) if self.stepping == "step" else [])
+        outcome = Outcome(output_tokens, tuple(range(1, cap + 1)) if self.stepping == "step" else ())
         self.timeline.at(at_ns, Phase.ARRIVAL, number, lambda _: self.engine.submit(request, outcome))
         if cancel_ns is not None:
             self.timeline.at(cancel_ns, Phase.ARRIVAL, number, lambda _: self.engine.cancel(request))

@@ -28,7 +28,7 @@ def request(
         "query_id": query_id,
         "sample": 0,
         "parent_request_id": -1,
-        "pool": "main",
+        "pool": "generator",
         "replica": 0,
         "priority": 0,
         "arrival_ns": arrival_ns,
@@ -45,10 +45,19 @@ def request(
         "recomputed_tokens": 0,
         "overshoot_tokens": 0,
         "preemptions": 0,
+        "draft_steps": 0,
+        "draft_tokens": 0,
+        "accepted_tokens": 0,
+        "rejected_tokens": 0,
+        "answer_id": -2,
+        "cause_request_id": -1,
+        "think_ns": 0,
     }
     row.update(more)
     computed = row["prompt_tokens"] - row["cached_tokens"] + max(row["output_tokens"] - 1, 0)
-    row.setdefault("computed_tokens", computed + row["recomputed_tokens"] + row["overshoot_tokens"])
+    row.setdefault(
+        "computed_tokens", computed + row["recomputed_tokens"] + row["rejected_tokens"] + row["overshoot_tokens"]
+    )
     return row
 
 
@@ -67,13 +76,15 @@ def query(query_id: int, requests: Sequence[dict[str, Any]], **more: Any) -> dic
         "wasted_tokens": 0,
         "answer_request_id": requests[0]["request_id"],
         "straggler_request_id": last["request_id"],
+        "answer_id": -2,
+        "critical_tokens": last["output_tokens"],
         **more,
     }
 
 
 def step(start_ns: int, steps: int, duration_ns: int, **more: Any) -> dict[str, Any]:
     row = {
-        "pool": "main",
+        "pool": "generator",
         "replica": 0,
         "start_ns": start_ns,
         "steps": steps,
@@ -84,6 +95,7 @@ def step(start_ns: int, steps: int, duration_ns: int, **more: Any) -> dict[str, 
         "decode_seqs": 1,
         "prefill_seqs": 0,
         "prefill_tokens": 0,
+        "draft_tokens": 0,
         "running": 1,
         "waiting": 0,
         "held_blocks": 2,
@@ -95,8 +107,8 @@ def step(start_ns: int, steps: int, duration_ns: int, **more: Any) -> dict[str, 
 
 
 def gap(delivered_ns: int, steps: int, gap_ns: int, **more: Any) -> dict[str, Any]:
-    row = {"pool": "main", "replica": 0, "delivered_ns": delivered_ns, "steps": steps, "gap_ns": gap_ns}
-    return row | {"increment_ns": 0, "seqs": 1} | more
+    row = {"pool": "generator", "replica": 0, "delivered_ns": delivered_ns, "steps": steps, "gap_ns": gap_ns}
+    return row | {"increment_ns": 0, "seqs": 1, "extra_tokens": 0} | more
 
 
 @dataclass

@@ -54,7 +54,7 @@ BREAKS: dict[str, tuple[str, Callable[[World], None]]] = {
     "no blocks": ("hold blocks", break_row("steps", 0, held_blocks=0)),
     "empty step": ("at least one sequence", break_row("steps", 1, decode_seqs=0)),
     "work done": ("tokens computed by the steps", break_row("steps", 0, prefill_tokens=31)),
-    "gaps": ("inter-token gaps", break_row("gaps", 0, steps=3)),
+    "gaps": ("deliveries bring", break_row("gaps", 0, steps=3)),
     "little": ("Little's law", break_row("steps", 0, waiting=0)),
     "after the end": ("start before the end", lambda world: world.steps.append(step(40 * S, 1, S))),
 }

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from factory import World, gap, step
 
-from ttsim_des.metrics.runs import GapRuns, StepRuns
+from ttsim_des.metrics.gaps import Gaps
+from ttsim_des.metrics.runs import StepRuns
 from ttsim_des.metrics.stats import describe_ns
 
 
@@ -90,12 +91,12 @@ def test_gap_distribution_against_expansion(seed: int) -> None:
     table = World(gaps=rows).tables().token_gaps
     for start, end in ((None, 10**9), (500, 2500), (2500, 2500), (0, 40)):
         values = np.array([v for t, v in single if (start is None or t > start) and t <= end], dtype=np.int64)
-        assert GapRuns.of(table, start, end).describe_ns() == describe_ns(values)
+        assert Gaps(table, start, end).describe_ns() == describe_ns(values)
 
 
 def test_gaps_of_long_runs_are_not_expanded() -> None:
     table = World(gaps=[gap(0, 10**7, 5_000_000, increment_ns=3, seqs=1000)] * 10).tables().token_gaps
-    gaps = GapRuns.of(table, None, 10**18)
+    gaps = Gaps(table, None, 10**18)
     assert gaps.count == 10**11
     assert gaps.describe_ns()["p50"] == pytest.approx((5_000_000 + 3 * 5e6) / 1e9, rel=1e-6)
-    assert gaps.total_ns == 10 * 1000 * (10**7 * 5_000_000 + 3 * (10**7 * (10**7 - 1) // 2))
+    assert next(gaps.chunks()).total_ns == 10 * 1000 * (10**7 * 5_000_000 + 3 * (10**7 * (10**7 - 1) // 2))

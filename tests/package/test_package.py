@@ -53,12 +53,14 @@ def test_an_installed_package_finds_its_own_data(installed: Path, tmp_path: Path
         "import ttsim_des.assets as a\n"
         "print(a.__file__)\n"
         "for kind in ('profiles', 'scenarios', 'traces'): print(a.root(kind))\n"
-        "print(*(a.names(c) for c in ('gpus', 'models', 'engines', 'scenarios')))",
+        "print(*(a.names(c) for c in ('gpus', 'models', 'engines', 'outcomes', 'scenarios')))",
     ).splitlines()
     assert all(line.startswith(str(installed)) for line in told[:4])
     from ttsim_des.assets import names
 
-    assert told[4] == " ".join(str(names(catalogue)) for catalogue in ("gpus", "models", "engines", "scenarios"))
+    assert told[4] == " ".join(
+        str(names(catalogue)) for catalogue in ("gpus", "models", "engines", "outcomes", "scenarios")
+    )
 
 
 def test_an_installed_package_runs_a_bundled_scenario(installed: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from factory import S, World, best_of, context, step
 
-from ttsim_des.metrics.runs import GapRuns
+from ttsim_des.metrics.gaps import Gaps
 from ttsim_des.metrics.summary import summarise
 from ttsim_des.report.curves import cdf, gap_cdf, over_time
 
@@ -35,10 +35,10 @@ def test_curves_are_thinned_without_losing_the_ends() -> None:
     x, y = cdf(values)
     assert x.size <= 1000
     assert (x[0], x[-1], y[-1]) == (values.min(), values.max(), 1.0)
-    gaps, shares = gap_cdf(GapRuns.of(best_of(20, 3).tables().token_gaps, None, 10**18))
+    gaps, shares = gap_cdf(Gaps(best_of(20, 3).tables().token_gaps, None, 10**18))
     assert shares[-1] == 1.0
     assert set(gaps) == {10_000_000.0}
-    assert gap_cdf(GapRuns.of(World().tables().token_gaps, None, 1))[0].size == 0
+    assert gap_cdf(Gaps(World().tables().token_gaps, None, 1))[0].size == 0
 
 
 def test_draws_what_it_can_and_says_what_is_missing(tmp_path: Path) -> None:

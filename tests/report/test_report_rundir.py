@@ -86,7 +86,7 @@ def test_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(*_: Any, **__: Any) -> None:
         raise failure
 
-    monkeypatch.setattr(rundir.pq, "write_table", fail)
+    monkeypatch.setattr(rundir.pq.ParquetWriter, "write_table", fail)
     expected = InputError if isinstance(failure, OSError) else type(failure)
     with pytest.raises(expected):
         write(tmp_path / "run")
@@ -131,14 +131,14 @@ def test_bad_json(tmp_path: Path, text: str, message: str) -> None:
 
 def test_newer_foreign_and_misshapen_parquet(tmp_path: Path) -> None:
     run = write(tmp_path / "run")
-    newer = TABLES.queries.replace_schema_metadata({b"ttsim_des.schema": b"2", b"ttsim_des.end_ns": b"1"})
+    newer = TABLES.queries.replace_schema_metadata({b"ttsim_des.schema": b"3", b"ttsim_des.end_ns": b"1"})
     pq.write_table(newer, run / "queries.parquet")
-    assert "has schema 2; expected schema 1; a newer ttsim-des can read it" in problems(run)
+    assert "has schema 3; expected schema 2; a newer ttsim-des can read it" in problems(run)
     pq.write_table(TABLES.queries.replace_schema_metadata(None), run / "queries.parquet")
     assert "not written by ttsim-des" in problems(run)
     narrow = TABLES.queries.drop_columns(["status"])
     pq.write_table(
-        narrow.replace_schema_metadata({b"ttsim_des.schema": b"1", b"ttsim_des.end_ns": b"1"}), run / "queries.parquet"
+        narrow.replace_schema_metadata({b"ttsim_des.schema": b"2", b"ttsim_des.end_ns": b"1"}), run / "queries.parquet"
     )
     assert "columns of this file" in problems(run)
 

@@ -119,9 +119,7 @@ def test_a_run_directory_is_never_written_over(write: Write, tmp_path: Path):
     assert "error: " in refused("run", path, "--out", "x" * 5000)
 
 
-@settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     edits=st.lists(
         st.tuples(st.integers(0, len(SHIPPED) - 1), st.integers(0, 3), st.binary(min_size=1, max_size=4)),
@@ -149,7 +147,7 @@ def test_mutated_scenarios_load_or_are_refused(edits: list[tuple[int, int, bytes
         assert load_scenario(path).scenario == outcome.scenario
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(text=st.text(max_size=40))
 @example(text="seed=1 #")
 @example(text="cluster.tp=\ud800")

@@ -51,7 +51,7 @@ model = "affine"
         "s.toml:6:39: workload.prompt.tokens: true is not a number or text; "
         "expected a whole number from 1 to 10_000_000",
         's.toml:8:1: workload.output.distribution: "lognorml" is not a distribution; '
-        "expected one of constant, lognormal, table (did you mean 'lognormal'?)",
+        "expected one of constant, lognormal, table, outcomes (did you mean 'lognormal'?)",
         's.toml:10:1: workload.arrivals.process: "gama" is not valid; expected one of poisson, gamma, constant, '
         "closed_loop, trace, together (did you mean 'gamma'?)",
         "s.toml:11:1: workload.arrivals.rate_per_s: nan is out of range; expected a number above 0, at most 1_000_000",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ttsim_des.scenario.describe import KeyDoc, all_keys
 from ttsim_des.scenario.load import load_scenario
-from ttsim_des.scenario.rules import ARRIVAL_KEYS, STRATEGIES
+from ttsim_des.scenario.rules import ARRIVAL_KEYS, STRATEGY_KEYS
 from ttsim_des.scenario.schema import Arrivals
 from ttsim_des.workload import strategies
 
@@ -47,4 +47,4 @@ def test_the_example_is_a_valid_scenario(tmp_path: Path):
 def test_the_rules_know_the_processes_and_strategies_that_there_are():
     processes = Arrivals.model_fields["process"].annotation.__args__  # type: ignore[union-attr]
     assert tuple(ARRIVAL_KEYS) == processes
-    assert set(STRATEGIES) == set(strategies.STRATEGIES)
+    assert set(STRATEGY_KEYS) == set(strategies.STRATEGIES)

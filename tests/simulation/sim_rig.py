@@ -22,7 +22,7 @@ from ttsim_des.records.tables import Tables
 from ttsim_des.scenario.schema import Scenario
 from ttsim_des.simulation.run import simulate
 from ttsim_des.workload.handle import Strategy
-from ttsim_des.workload.queries import QueryInput, QuerySource
+from ttsim_des.workload.queries import QueryInput, QuerySource, Verdict
 from ttsim_des.workload.strategies import STRATEGIES
 
 MS = 1_000_000
@@ -31,10 +31,23 @@ Row = dict[str, Any]
 
 
 class Source:
-    """Prompts and outputs as given; query q's text is its own."""
+    """Prompts, outputs and what they are worth as given; query q's text is its own. Uniforms are all one half."""
 
-    def __init__(self, prompts: Sequence[int], outputs: Sequence[Sequence[int]]) -> None:
-        self._prompts, self._outputs = prompts, outputs
+    def __init__(
+        self,
+        prompts: Sequence[int],
+        outputs: Sequence[Sequence[int]],
+        worth: Sequence[Sequence[tuple[int, float]]] | None = None,
+    ) -> None:
+        self._prompts, self._outputs, self._worth = prompts, outputs, worth
+        self.has_outcomes = worth is not None
+
+    def verdict(self, query_id: int, sample: int) -> Verdict:
+        assert self._worth is not None
+        return Verdict(*self._worth[query_id][sample])
+
+    def uniform(self, query_id: int, name: str, index: int) -> float:
+        return 0.5
 
     def query(self, query_id: int) -> QueryInput:
         tokens = self._prompts[query_id]
@@ -75,9 +88,17 @@ def world(
     max_tokens: int = 1_000,
     latency: dict[str, float] = LATENCY,
     usable_blocks: int = 1_000,
+    worth: Sequence[Sequence[tuple[int, float]]] | None = None,
+    settings: dict[str, Any] | None = None,
+    pools: Sequence[str] = (),
+    acceptance: Any = None,
     **engine: Any,
 ) -> Seen:
-    """Simulate both ways, compare, and return the records."""
+    """Simulate both ways, compare, and return the records.
+
+    `worth`: (answer, score) of each sample; `settings`: more of the strategy's table; `pools`: others beside the
+    generator's, all alike; `acceptance`: with `speculation` among the engine's settings, what becomes of drafts.
+    """
     name = strategy if isinstance(strategy, str) else "custom"
     arrivals: Row = {"process": "together"}
     if concurrency is not None:
@@ -90,7 +111,7 @@ def world(
                 "name": "world",
                 "experiment": {"kind": "terminating", "queries": len(prompts)},
                 "workload": {
-                    "strategy": {"name": name, "samples": samples, "first": first},
+                    "strategy": {"name": name, "samples": samples, "first": first, **(settings or {})},
                     "arrivals": arrivals,
                     "prompt": {"distribution": "constant", "tokens": 1},
                     "output": {"distribution": "constant", "tokens": 1},
@@ -108,11 +129,16 @@ def world(
             host=HostOverhead(
                 update_step_ns=update_step_ns, update_sequence_ns=update_sequence_ns, request_ns=ingest_ns
             ),
+            router=router,
+            replicas=replicas,
+            pools={},
+            acceptance=acceptance,
         )
+        deployment.pools = dict.fromkeys(pools, deployment)
         times = None if concurrency is not None else iter(arrivals_ns or [0] * len(prompts))
         custom: dict[str, Callable[..., Any]] = {} if isinstance(strategy, str) else {"custom": strategy}
         with patch.dict(STRATEGIES, custom):
-            source = cast(QuerySource, Source(prompts, outputs))
+            source = cast(QuerySource, Source(prompts, outputs, worth))
             return simulate(scenario, cast(Deployment, deployment), source, times)
 
     leapt, stepped = run("leap"), run("step")

@@ -20,7 +20,7 @@ from ttsim_des.rng import Streams
 from ttsim_des.router import make_router
 from ttsim_des.scenario.schema import Workload
 from ttsim_des.simulation.client import Client
-from ttsim_des.simulation.collect import collect
+from ttsim_des.simulation.collect import Collector
 from ttsim_des.simulation.pool import Pool
 from ttsim_des.timeline import Phase, Timeline
 from ttsim_des.workload.queries import QuerySource
@@ -46,10 +46,11 @@ def run_in_order(order: tuple[int, ...], stepping: str) -> tuple:
     """Four queries of three samples, all due at 0 on two replicas, put on the timeline in this order."""
     timeline = Timeline()
     outputs = [[5, 7, 12], [9, 9, 9], [6, 12, 13], [1, 9, 14]]
-    client = Client(workload(3), best_of_n, Source([9, 9, 12, 7], outputs), timeline, 0, lambda run: None)
+    recorders = [StepRecorder("generator", index) for index in range(2)]
+    collector = Collector(["generator"], recorders)
+    client = Client(workload(3), best_of_n, Source([9, 9, 12, 7], outputs), timeline, 0, collector.on_answer)
     config = EngineConfig(num_gpu_blocks=10, block_size=4, max_num_seqs=5)
     model = AffineStepModel(constant_ns=MS)
-    recorders = [StepRecorder("generator", index) for index in range(2)]
     replicas = [
         Replica(index, config, model, HostOverhead(), timeline, client, recorder, stepping)
         for index, recorder in enumerate(recorders)
@@ -58,7 +59,7 @@ def run_in_order(order: tuple[int, ...], stepping: str) -> tuple:
     for query_id in order:
         timeline.at(0, Phase.REACTION, query_id, lambda _, query_id=query_id: client.start_query(query_id))
     timeline.run()
-    tables = collect(client.runs, recorders, 0)
+    tables = collector.tables(client.open_runs, 0)
     return tables.queries, tables.requests, tables.steps, tables.token_gaps
 
 

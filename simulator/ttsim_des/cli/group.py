@@ -14,7 +14,12 @@ COMMANDS = {
     "check": "Say what is wrong with a scenario, or what it would run; simulate nothing.",
     "list": "List bundled scenarios, GPUs, models and engines.",
     "explain": "Tell the life of one query of a finished run.",
+    "graph": "Write the queries of a finished run as graphs that can be replayed.",
     "figures": "Draw the figures of a finished run.",
+    "frontier": "Run variants of a scenario: accuracy against waiting and against cost.",
+    "validate": "Replay a recording of a real engine and say how far off the simulation is.",
+    "fit": "Fit a model of outcomes to a bank of samples, and say how well it stands for it.",
+    "calibrate": "Fit a few named numbers to measurements, report them on others, write them down.",
 }
 """Commands with their one-line help, so that `--help` imports none of them."""
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-KINDS = ("scenarios", "gpus", "models", "engines")
+KINDS = ("scenarios", "gpus", "models", "engines", "outcomes")
 
 
 @click.command("list")
 @click.argument("kind", required=False, type=click.Choice(KINDS))
 def command(kind: str | None) -> None:
-    """List the bundled scenarios, GPUs, models and engines, or one KIND of them.
+    """List the bundled scenarios, GPUs, models, engines and outcome profiles, or one KIND of them.
 
     \b
     Examples:
@@ -42,6 +42,9 @@ def _described(kind: str, name: str) -> str:
     folder = root("profiles") / kind
     if kind == "models":
         return str(_toml(folder / f"{name}.toml").get("source", ""))
+    if kind == "outcomes":
+        profile = _toml(folder / f"{name}.toml")
+        return f"{profile.get('model', '')} on {profile.get('dataset', '')}; {profile.get('source', '')}"
     if kind == "gpus":
         meta = _toml(folder / name / "meta.toml")
         return f"{meta.get('device', '')}, {meta.get('memory_gib', '?')} GiB; {meta.get('source', '')}"

@@ -1,65 +1,138 @@
-"""Collects steps and token gaps by columns while a simulation runs."""
+"""Collects the records of a simulation by columns while it runs."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import pyarrow as pa
 
-from ttsim_des.records.arrow import arrow_column
-from ttsim_des.records.tables import STEPS, TOKEN_GAPS
+from ttsim_des.records.canonical import canonical_gaps, canonical_steps
+from ttsim_des.records.long_table import LongTable, Part
+from ttsim_des.records.store import BLOCK_ROWS, ColumnStore, IntMatrix, matrix
+from ttsim_des.records.tables import DRAFTS, GAP_COLUMNS, STEP_COLUMNS, STEPS, TOKEN_GAPS, GapRow, StepRow
+
+MOST_SPECULATIVE_TOKENS = 64
 
 
-class StepRow(NamedTuple):
-    """What a step's record says besides time; columns as in `records.tables.STEPS`."""
+class DraftCounts:
+    """How often a replica drafted and accepted so many tokens in a step of a sequence: `drafted[d]`, `accepted[a]`."""
 
-    decode_seqs: int
-    prefill_seqs: int
-    prefill_tokens: int
-    running: int
-    waiting: int
-    held_blocks: int
-    cached_blocks: int
-    preempted: int
-    in_domain: bool
+    __slots__ = ("accepted", "drafted")
+
+    def __init__(self) -> None:
+        self.drafted = [0] * (MOST_SPECULATIVE_TOKENS + 1)
+        self.accepted = [0] * (MOST_SPECULATIVE_TOKENS + 1)
+
+    def by_position(self) -> list[tuple[int, int, int]]:
+        """(position from 1, times drafted, times accepted), as far as anything was drafted."""
+        rows = []
+        for position in range(1, MOST_SPECULATIVE_TOKENS + 1):
+            drafted = sum(self.drafted[position:])
+            if not drafted:
+                break
+            rows.append((position, drafted, sum(self.accepted[position:])))
+        return rows
 
 
 class StepRecorder:
-    """Rows of the steps and token_gaps tables of one replica, in order of time."""
+    """Lines of the steps and token_gaps tables of one replica, in order of time.
+
+    Append single ones to the lists; whole blocks of columns come by `add_steps` and `add_gaps`.
+    """
 
     def __init__(self, pool: str, replica: int) -> None:
-        self.pool, self.replica = pool, replica
-        self._steps: list[tuple[int | bool, ...]] = []
-        self._gaps: list[tuple[int, ...]] = []
+        self.step_rows: list[StepRow] = []
+        self.gap_rows: list[GapRow] = []
+        self.draft_counts = DraftCounts()
+        self._constants: dict[str, int | str] = {"pool": pool, "replica": replica}
+        self._steps = _Runs(STEP_COLUMNS, canonical_steps)
+        self._gaps = _Runs(GAP_COLUMNS, canonical_gaps)
 
-    def steps(
-        self,
-        row: StepRow,
-        start_ns: int,
-        steps: int,
-        period_ns: int,
-        period_increment_ns: int,
-        duration_ns: int,
-        increment_ns: int,
-    ) -> None:
-        """`steps` steps of one batch; columns as in `records.tables.STEPS`."""
-        times = (start_ns, steps, period_ns, period_increment_ns, duration_ns, increment_ns)
-        self._steps.append((*times, *row))
+    def pack(self, *, all_of_them: bool = False) -> None:
+        """Turn lines into blocks of columns once there are many."""
+        if all_of_them or len(self.step_rows) + self._steps.waiting >= BLOCK_ROWS:
+            self._steps.add(self.step_rows, is_last=all_of_them)
+        if all_of_them or len(self.gap_rows) + self._gaps.waiting >= BLOCK_ROWS:
+            self._gaps.add(self.gap_rows, is_last=all_of_them)
 
-    def gaps(self, delivered_ns: int, steps: int, gap_ns: int, increment_ns: int, seqs: int) -> None:
-        """`seqs` tokens at each of `steps` deliveries; columns as in `records.tables.TOKEN_GAPS`."""
-        self._gaps.append((delivered_ns, steps, gap_ns, increment_ns, seqs))
+    def add_steps(self, block: IntMatrix) -> None:
+        """Lines of steps behind those in the list, as (columns, lines)."""
+        self._steps.put(self.step_rows, block)
 
-    def steps_table(self) -> pa.Table:
-        """The steps so far."""
-        return self._table(STEPS, self._steps)
+    def add_gaps(self, block: IntMatrix) -> None:
+        """Lines of token gaps behind those in the list, as (columns, lines)."""
+        self._gaps.put(self.gap_rows, block)
 
-    def gaps_table(self) -> pa.Table:
-        """The token gaps so far."""
-        return self._table(TOKEN_GAPS, self._gaps)
+    def drafts_part(self) -> Part:
+        """Lines of the drafts table."""
+        store = ColumnStore(DRAFTS.names[2:])
+        if rows := self.draft_counts.by_position():
+            store.append(matrix(rows, len(store.names)))
+        return Part(store, self._constants)
 
-    def _table(self, schema: pa.Schema, rows: list[tuple[int, ...]] | list[tuple[int | bool, ...]]) -> pa.Table:
-        columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * (len(schema) - 2)
-        columns = [[self.pool] * len(rows), [self.replica] * len(rows), *columns]
-        arrays = [arrow_column(column, field.type) for column, field in zip(columns, schema, strict=True)]
-        return pa.Table.from_arrays(arrays, schema=schema)
+    def steps_part(self) -> Part:
+        """The steps, once all are packed."""
+        return Part(self._steps.store, self._constants)
+
+    def gaps_part(self) -> Part:
+        """The token gaps, once all are packed."""
+        return Part(self._gaps.store, self._constants)
+
+
+class _Runs:
+    """Lines of runs in canonical form; the end of what has come stays open."""
+
+    def __init__(self, names: Sequence[str], canonical: Callable[[IntMatrix], tuple[IntMatrix, IntMatrix]]) -> None:
+        self.store = ColumnStore(names)
+        self._canonical = canonical
+        self._open = np.zeros((len(names), 0), dtype=np.int64)
+        self._blocks: list[IntMatrix] = []
+        self.waiting = 0
+        """Lines in blocks that have not been packed."""
+
+    def put(self, rows: list[StepRow] | list[GapRow], block: IntMatrix) -> None:
+        """Keep a block, behind the rows of a list, which is emptied."""
+        if rows:
+            self._blocks.append(np.array(rows, dtype=np.int64).T)
+            self.waiting += len(rows)
+            rows.clear()
+        self._blocks.append(block)
+        self.waiting += block.shape[1]
+
+    def add(self, rows: list[StepRow] | list[GapRow], *, is_last: bool) -> None:
+        """Take all rows out of a list."""
+        lines = np.concatenate((self._open, *self._blocks, matrix(rows, len(self.store.names))), axis=1)
+        rows.clear()
+        self._blocks, self.waiting = [], 0
+        closed, self._open = self._canonical(lines)
+        self.store.append(closed)
+        if is_last:
+            self.store.append(self._open)
+            self._open = self._open[:, :0]
+
+
+def run_table(schema: pa.Schema, parts: Sequence[Part]) -> pa.Table | LongTable:
+    """The steps or the token gaps of all replicas as one table."""
+    table = LongTable(schema, parts, {})
+    return table if table.is_long else table.to_table()
+
+
+def steps_table(recorders: Sequence[StepRecorder]) -> pa.Table | LongTable:
+    """STEPS of all replicas; packs what has not been."""
+    for recorder in recorders:
+        recorder.pack(all_of_them=True)
+    return run_table(STEPS, [recorder.steps_part() for recorder in recorders])
+
+
+def drafts_table(recorders: Sequence[StepRecorder]) -> pa.Table:
+    """DRAFTS of all replicas."""
+    parts = [recorder.drafts_part() for recorder in recorders]
+    return LongTable(DRAFTS, [part for part in parts if part.store.num_rows], {}).to_table()
+
+
+def gaps_table(recorders: Sequence[StepRecorder]) -> pa.Table | LongTable:
+    """TOKEN_GAPS of all replicas; packs what has not been."""
+    for recorder in recorders:
+        recorder.pack(all_of_them=True)
+    return run_table(TOKEN_GAPS, [recorder.gaps_part() for recorder in recorders])

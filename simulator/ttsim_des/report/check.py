@@ -48,12 +48,29 @@ def summarise_check(scenario: Scenario, deployment: Deployment, work: ExpectedWo
             "gpu_hour_usd": deployment.gpu_hour_usd,
             "price_source": deployment.price_source,
         },
+        "pools": {name: _pool(pool) for name, pool in deployment.pools.items()},
         "engine": {"file": deployment.engine, "settings": [setting._asdict() for setting in deployment.settings]},
         "host": _host(deployment),
         "memory": [row._asdict() for row in deployment.memory.rows],
         "work": _work(work, scenario),
         "load": load,
         "warnings": [*deployment.warnings, *_warnings(load)],
+    }
+
+
+def _pool(pool: Deployment) -> dict[str, Any]:
+    """A pool beside the generator's, in short."""
+    config = pool.engine_config
+    return {
+        "model": pool.geometry.name,
+        "gpu": pool.gpu,
+        "tp": pool.tp,
+        "replicas": pool.replicas,
+        "engine": pool.engine,
+        "num_gpu_blocks": config.num_gpu_blocks,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "max_model_len": config.max_model_len,
+        "enable_prefix_caching": config.enable_prefix_caching,
     }
 
 
@@ -119,6 +136,10 @@ def _lines(check: dict[str, Any]) -> Iterator[str]:
     source = cluster["price_source"] if price is not None else "no price known: cost is not given"
     yield from _row("price", f"{usd(price)} a GPU-hour", source)
     yield from _row("step times", "", cluster["profile_source"])
+    for name, pool in check["pools"].items():
+        gpus = f"{pool['replicas']} x tp {pool['tp']} = {pool['replicas'] * pool['tp']} {pool['gpu']}"
+        caching = "prefix caching" if pool["enable_prefix_caching"] else "no prefix caching"
+        yield from _row(name, pool["model"], f"{gpus}, {pool['engine']}, {pool['num_gpu_blocks']:,} blocks, {caching}")
     yield ""
     yield f"engine {check['engine']['file']}"
     for setting in check["engine"]["settings"]:

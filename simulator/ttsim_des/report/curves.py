@@ -7,8 +7,9 @@ from typing import Final
 
 import numpy as np
 
-from ttsim_des.metrics.device import held_growth
-from ttsim_des.metrics.runs import GapRuns, StepRuns, points
+from ttsim_des.metrics.device import held_growth, tokens_per_step
+from ttsim_des.metrics.gaps import Gaps
+from ttsim_des.metrics.runs import StepRuns, points
 from ttsim_des.metrics.stats import FloatArray, IntArray
 from ttsim_des.records.tables import Tables
 from ttsim_des.units import NS_PER_S
@@ -37,14 +38,14 @@ def cdf(values: IntArray | FloatArray) -> tuple[FloatArray, FloatArray]:
     return ordered[picked], (picked + 1) / max(ordered.size, 1)
 
 
-def gap_cdf(gaps: GapRuns) -> tuple[FloatArray, FloatArray]:
+def gap_cdf(gaps: Gaps) -> tuple[FloatArray, FloatArray]:
     """`cdf` of inter-token gaps in nanoseconds, by closed form at a grid of ranks."""
     count = gaps.count
     if not count:
         return np.zeros(0), np.zeros(0)
     shares = np.unique(np.concatenate([np.linspace(0, 1, 101), 1 - np.logspace(-2, -4, 21)]))
     ranks = np.unique(np.clip(np.ceil(shares * count), 1, count).astype(np.int64))
-    return np.array([gaps.ranked(int(rank)) for rank in ranks], dtype=np.float64), ranks / count
+    return np.array(gaps.ranked(ranks.tolist()), dtype=np.float64), ranks / count
 
 
 def over_time(tables: Tables, block_size: int, bins: int = BINS) -> OverTime:
@@ -52,7 +53,8 @@ def over_time(tables: Tables, block_size: int, bins: int = BINS) -> OverTime:
     edges = np.linspace(0, max(tables.end_ns, 1), bins + 1).round().astype(np.int64)
     runs = StepRuns.of(tables.steps)
     # A long run is cut at its steps, so that each stretch gets its own share of the growth.
-    start, length, values = _pieces(runs, held_growth(runs, block_size), int(edges[1]) // PIECES_PER_STRETCH)
+    growth = held_growth(runs, block_size / tokens_per_step(tables))
+    start, length, values = _pieces(runs, growth, int(edges[1]) // PIECES_PER_STRETCH)
     widths = np.diff(edges)
     means = [_areas(start, length, value, edges) / widths for value in values]
     return OverTime(edges / NS_PER_S, *means)
@@ -72,7 +74,7 @@ def _pieces(runs: StepRuns, growth: FloatArray, piece_ns: int) -> tuple[IntArray
 
     limit = runs.next_start[row]  # a run lasts until the replica's next one at most
     begin, end = np.minimum(at(first), limit), np.minimum(at(after), limit)
-    held = runs.column("held_blocks")[row] + growth[row] * (first + after - 1) / 2
+    held = runs.column("held_blocks")[row] + growth[row] * (runs.passed[row] + (first + after - 1) / 2)
     running, waiting = (runs.column(name)[row].astype(np.float64) for name in ("running", "waiting"))
     return begin, end - begin, (running, waiting, held.astype(np.float64))
 

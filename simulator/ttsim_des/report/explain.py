@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from ttsim_des.errors import InputError, Problem
-from ttsim_des.records.tables import Tables
+from ttsim_des.records.long_table import whole
+from ttsim_des.records.tables import GENERATOR, Tables
 from ttsim_des.report.units import duration, number
 from ttsim_des.units import NS_PER_S
 
@@ -20,12 +21,13 @@ def explain(tables: Tables, query_id: int) -> str:
 
     Raises InputError for an id that the run does not have, with the valid range.
     """
-    queries = tables.queries.filter(pc.equal(tables.queries.column("query_id"), query_id)).to_pylist()
+    all_queries, all_requests = whole(tables.queries), whole(tables.requests)
+    queries = all_queries.filter(pc.equal(all_queries.column("query_id"), query_id)).to_pylist()
     if not queries:
-        bounds = pc.min_max(tables.queries.column("query_id")).as_py()
-        valid = f"an id from {bounds['min']} to {bounds['max']}" if tables.queries.num_rows else "a run with queries"
+        bounds = pc.min_max(all_queries.column("query_id")).as_py()
+        valid = f"an id from {bounds['min']} to {bounds['max']}" if all_queries.num_rows else "a run with queries"
         raise InputError([Problem(f"this run has no query {query_id}", expected=valid)])
-    requests = tables.requests.filter(pc.equal(tables.requests.column("query_id"), query_id)).to_pylist()
+    requests = all_requests.filter(pc.equal(all_requests.column("query_id"), query_id)).to_pylist()
     return "\n".join(_lines(queries[0], requests, tables.end_ns)) + "\n"
 
 
@@ -61,7 +63,7 @@ def _events(query: Row, requests: list[Row]) -> Iterator[tuple[int, str]]:
     yield query["arrival_ns"], f"arrives {query['arrival_ns'] / NS_PER_S:.6f} s into the run, {prompt}"
     stories: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
         ("arrival_ns", "sent", lambda _: ""),
-        ("queued_ns", "noticed by the engine", lambda row: f" of replica {row['replica']}"),
+        ("queued_ns", "noticed by the engine", _engine),
         ("scheduled_ns", "prefill starts", _cached),
         ("first_token_ns", "first token", lambda _: ""),
     )
@@ -72,14 +74,24 @@ def _events(query: Row, requests: list[Row]) -> Iterator[tuple[int, str]]:
                 together.setdefault((request[stamp], detail(request)), []).append(request["sample"])
         for (time_ns, more), samples in together.items():
             yield time_ns, f"{_samples(samples)} {text}{more}"
+    scored: dict[int, list[int]] = {}
     for request in requests:
-        if request["finish_ns"] >= 0:
+        if request["finish_ns"] >= 0 and request["max_tokens"] == 0 and request["status"] == "finished":
+            scored.setdefault(request["finish_ns"], []).append(request["sample"])
+        elif request["finish_ns"] >= 0:
             reason = f" ({request['finish_reason']})" if request["finish_reason"] else ""
             tokens = f"{number(request['output_tokens'])} output tokens"
             yield request["finish_ns"], f"sample {request['sample']} {request['status']}{reason}, {tokens}"
+    for time_ns, samples in scored.items():
+        yield time_ns, f"{_samples(samples)} scored"
     if query["finish_ns"] >= 0:
         answer = next((r["sample"] for r in requests if r["request_id"] == query["answer_request_id"]), None)
         yield query["finish_ns"], "the answer is there" + ("" if answer is None else f": sample {answer}")
+
+
+def _engine(request: Row) -> str:
+    pool = "" if request["pool"] == GENERATOR else f" of the {request['pool']}"
+    return f"{pool}, replica {request['replica']}"
 
 
 def _cached(request: Row) -> str:
@@ -123,10 +135,14 @@ def _verdict(query: Row, requests: list[Row]) -> Iterator[str]:
     if query["status"] == "finished" and straggler is not None:
         total = query["finish_ns"] - query["arrival_ns"]
         done = [r["finish_ns"] for r in requests if r["status"] == "finished" and r["finish_ns"] <= query["finish_ns"]]
-        parts = [(straggler["scheduled_ns"] - query["arrival_ns"], "waiting to be scheduled")]
+        asked = straggler["arrival_ns"] - query["arrival_ns"]
+        parts = [(asked, "waiting for what came before it")] if asked > 0 else []
+        parts.append((straggler["scheduled_ns"] - straggler["arrival_ns"], "waiting to be scheduled"))
         if straggler["first_token_ns"] >= 0:
             parts.append((straggler["first_token_ns"] - straggler["scheduled_ns"], "prefill"))
             parts.append((straggler["finish_ns"] - straggler["first_token_ns"], "decoding"))
+        else:
+            parts.append((straggler["finish_ns"] - straggler["scheduled_ns"], "being read"))
         split = ", ".join(f"{duration(ns / NS_PER_S)} {text}" for ns, text in parts)
         yield f"  The straggler, sample {straggler['sample']}, spent {split}."
         if len(done) > 1 and total > 0:

@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from ttsim_des.metrics.columns import column, is_in
+from ttsim_des.metrics.gaps import Gaps
 from ttsim_des.metrics.latencies import tpot_ns
-from ttsim_des.metrics.runs import GapRuns
 from ttsim_des.metrics.stats import FloatArray, Summary
 from ttsim_des.records.tables import Tables
 from ttsim_des.report.curves import cdf, gap_cdf, over_time
@@ -49,14 +49,14 @@ def draw(folder: Path, *, summary: dict[str, Any], tables: Tables, has_steps: bo
     folder.mkdir(parents=True, exist_ok=True)
     missing: list[str] = []
     paths: list[Path] = []
-    _set_up()
+    set_up()
     latency = _latency_panels(summary, tables, has_steps)
     if latency:
-        paths.append(_save(folder / "latency_cdf.png", lambda: _draw_latency(summary, latency)))
+        paths.append(save(folder / "latency_cdf.png", lambda: _draw_latency(summary, latency)))
     else:
         missing.append("latency_cdf.png: no query has a token yet")
     if has_steps and tables.steps.num_rows:
-        paths.append(_save(folder / "load_over_time.png", lambda: _draw_load(summary, tables)))
+        paths.append(save(folder / "load_over_time.png", lambda: _draw_load(summary, tables)))
     else:
         missing.append(
             "load_over_time.png and inter-token latency: this run was saved without its steps; "
@@ -65,7 +65,8 @@ def draw(folder: Path, *, summary: dict[str, Any], tables: Tables, has_steps: bo
     return Drawn(paths, missing)
 
 
-def _set_up() -> None:
+def set_up() -> None:
+    """The look of all figures; call it before drawing."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -74,7 +75,7 @@ def _set_up() -> None:
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc={"axes.titleweight": "bold"})
 
 
-def _save(path: Path, make: Callable[[], Any]) -> Path:
+def save(path: Path, make: Callable[[], Any]) -> Path:
     """Draw, write aside and rename; no date or version goes into the file."""
     import matplotlib.pyplot as plt
 
@@ -144,7 +145,7 @@ def _latency_panels(summary: dict[str, Any], tables: Tables, has_steps: bool) ->
         ),
     ]
     if has_steps:
-        gaps, shares = gap_cdf(GapRuns.of(tables.token_gaps, start_ns if warm else None, end_ns))
+        gaps, shares = gap_cdf(Gaps(tables.token_gaps, start_ns if warm else None, end_ns))
         panels[2][1].append(Curve("each gap (ITL)", gaps / NS_PER_S, shares, request["itl_s"]))
     filled = [(title, [curve for curve in curves if curve.values.size]) for title, curves in panels]
     return [panel for panel in filled if panel[1]]

@@ -1,6 +1,7 @@
 """The run directory: written aside and renamed into place, so that it is there in full or not at all.
 
-    scenario.toml  summary.json  queries.parquet  requests.parquet  [steps.parquet  token_gaps.parquet]  manifest.json
+    scenario.toml  summary.json  queries.parquet  requests.parquet  manifest.json
+    [steps.parquet  token_gaps.parquet  drafts.parquet]
 
 Parquet files depend on the tables alone: the same tables give the same bytes on one machine and library set.
 """
@@ -22,12 +23,13 @@ import pyarrow.parquet as pq
 
 from ttsim_des.errors import InputError, Problem, bad_input
 from ttsim_des.metrics.summary import SUMMARY_SCHEMA
-from ttsim_des.records.tables import QUERIES, REQUESTS, SCHEMA_VERSION, STEPS, TOKEN_GAPS, Tables
+from ttsim_des.records.long_table import LongTable
+from ttsim_des.records.tables import DRAFTS, QUERIES, REQUESTS, SCHEMA_VERSION, STEPS, TOKEN_GAPS, Tables
 from ttsim_des.report.manifest import MANIFEST_SCHEMA, digest
 
 ALWAYS: Final = {"queries": QUERIES, "requests": REQUESTS}
-ON_REQUEST: Final = {"steps": STEPS, "token_gaps": TOKEN_GAPS}
-ROW_GROUP_ROWS: Final = 1 << 18
+ON_REQUEST: Final = {"steps": STEPS, "token_gaps": TOKEN_GAPS, "drafts": DRAFTS}
+ROW_GROUP_ROWS: Final = 1 << 16
 VERSION_KEY: Final = b"ttsim_des.schema"
 END_KEY: Final = b"ttsim_des.end_ns"
 
@@ -132,14 +134,19 @@ def _write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _write_parquet(path: Path, table: pa.Table, end_ns: int) -> None:
-    """One chunk per column and fixed row groups, so that how the table came about leaves no trace."""
+def _write_parquet(path: Path, table: pa.Table | LongTable, end_ns: int) -> None:
+    """Fixed row groups, each with one chunk per column, so that how the table came about leaves no trace."""
     metadata = {VERSION_KEY: str(SCHEMA_VERSION).encode(), END_KEY: str(end_ns).encode()}
-    plain = table.combine_chunks().replace_schema_metadata(metadata)
+    schema = table.schema.with_metadata(metadata)
+    # Few numbers come twice: dictionaries of them cost time and bytes.
+    words = [name for name in schema.names if schema.field(name).type == pa.string()]
+    groups = table.slices(ROW_GROUP_ROWS) if isinstance(table, LongTable) else [table.combine_chunks()]
     with path.open("wb") as file:
-        pq.write_table(
-            plain, file, compression="zstd", version="2.6", row_group_size=ROW_GROUP_ROWS, write_statistics=True
-        )
+        with pq.ParquetWriter(
+            file, schema, compression="zstd", version="2.6", write_statistics=True, use_dictionary=words or False
+        ) as writer:
+            for group in groups:
+                writer.write_table(group.combine_chunks().cast(schema), row_group_size=ROW_GROUP_ROWS)
         file.flush()
         os.fsync(file.fileno())
 

@@ -158,9 +158,45 @@ def _load(summary: dict[str, Any]) -> Padding:
             f"{number(preempted['count'])} ({percent(preempted['recomputed_share'])})",
         ),
     )
-    for row in rows:
+    for row in (*rows, *_drafts(summary), *_worth(summary)):
         table.add_row(*row)
     return Padding(table, (1, 0, 0, 2))
+
+
+def _drafts(summary: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """What became of drafts, where there were any."""
+    drafts = summary["speculation"]
+    if drafts["draft_tokens"]:
+        yield (
+            "tokens a step with drafts",
+            number(drafts["acceptance_length"]),
+            "drafts accepted",
+            percent(drafts["acceptance_rate"]),
+        )
+        yield (
+            "computed tokens rejected",
+            percent(drafts["rejected_share"]),
+            "accepted by position",
+            " ".join(number(100 * rate) for rate in drafts["acceptance_by_position"][:5]) + " %",
+        )
+
+
+def _worth(summary: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """What the answers are worth, where that is known, and what the other pools did."""
+    accuracy, cost, query = summary["accuracy"], summary["cost"], summary["query"]
+    if accuracy["pass_at_1"] is not None:
+        n = number(accuracy["samples_per_query"])
+        yield "answers right", percent(accuracy["share"]), "samples right (pass@1)", percent(accuracy["pass_at_1"])
+        yield "cost per solved query", usd(cost["solved_query_usd"]), "majority right", percent(accuracy["majority"])
+        yield (
+            "tokens on the critical path, mean",
+            number(query["critical_tokens"]["mean"]),
+            f"any of {n} right (pass@n)",
+            percent(accuracy["pass_at_n"]),
+        )
+    for name, pool in summary["pools"].items():
+        hit = pool["cached_tokens"] / pool["prompt_tokens"] if pool["prompt_tokens"] else None
+        yield f"{name}: GPU busy", percent(pool["gpu"]["busy_share"]), f"{name}: prefix-cache hits", percent(hit)
 
 
 def _warnings(summary: dict[str, Any]) -> Iterator[Padding]:

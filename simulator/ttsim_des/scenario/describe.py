@@ -92,6 +92,10 @@ def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _unwrap(field: FieldInfo) -> _Type:
+    return _kind(field.annotation, field.metadata)
+
+
+def _kind(annotated: Any, constrained: list[Any]) -> _Type:
     options: list[Any] = []
     constraints: dict[str, Any] = {}
 
@@ -116,7 +120,7 @@ def _unwrap(field: FieldInfo) -> _Type:
             if getattr(item, name, None) is not None:
                 constraints[name] = getattr(item, name)
 
-    visit(field.annotation, field.metadata)
+    visit(annotated, constrained)
     return _Type(tuple(options), constraints)
 
 
@@ -129,6 +133,10 @@ def _expected(kind: _Type) -> str:
     if choices:
         return str(choices[0]) if len(choices) == 1 else f"one of {', '.join(map(str, choices))}"
     option = kind.options[0]
+    if get_origin(option) is list:
+        noun, _, bounds = _expected(_kind(get_args(option)[0], [])).removeprefix("a ").partition(" from ")
+        many = noun.replace("list of", "lists of") if noun.startswith("list of") else f"{noun}s"
+        return f"a list of {many}" + (f" from {bounds}" if bounds else "")
     if option is bool:
         return "true or false"
     if option is str:

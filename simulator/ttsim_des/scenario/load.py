@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ttsim_des.errors import InputError, Problem, bad_input, nearest_name
-from ttsim_des.scenario.overrides import FILE_KEYS, apply_overrides
+from ttsim_des.scenario.overrides import FILE_KEYS, STRATEGY, absolute, apply_overrides
 from ttsim_des.scenario.places import SourceMap
 from ttsim_des.scenario.rules import broken_rules
 from ttsim_des.scenario.salvage import Parts, parts_of, salvage
@@ -37,13 +37,13 @@ class LoadedScenario:
     def to_toml(self) -> str:
         """The resolved scenario: every key with its value, files by absolute path; loads back to the same scenario."""
         values = self.scenario.model_dump(by_alias=True, exclude_none=True)
-        for key in FILE_KEYS:
+        for key in (*FILE_KEYS, STRATEGY):
             *tables, name = key.split(".")
             table: Any = values
             for part in tables:
                 table = table.get(part, {})
-            if name in table and (self.base_dir / table[name]).is_file():
-                table[name] = str((self.base_dir / table[name]).resolve())
+            if name in table:
+                table[name] = absolute(key, table[name], self.base_dir)
         return to_toml(values)
 
 

@@ -11,8 +11,20 @@ from ttsim_des.errors import InputError, Problem
 from ttsim_des.scenario.places import SourceMap, format_key
 from ttsim_des.scenario.toml_source import MAX_KEY_PARTS, parse_value
 
-FILE_KEYS = frozenset({"workload.arrivals.file", "workload.prompt.file", "workload.output.file", "cluster.model"})
+FILE_KEYS = frozenset(
+    {
+        "workload.arrivals.file",
+        "workload.prompt.file",
+        "workload.output.file",
+        "workload.output.source",
+        "workload.strategy.graph",
+        "latency.calibration",
+        "cluster.model",
+    }
+)
 """Keys that may name a file: in a scenario relative to its folder, in `--set` relative to the current one."""
+STRATEGY = "workload.strategy.name"
+"""Names a file too where it is a user's own: `file.py:function`."""
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str], places: SourceMap) -> None:
@@ -39,7 +51,7 @@ def _apply(values: dict[str, Any], text: str, places: SourceMap) -> Problem | No
             return Problem("is a value, not a table", key=format_key(path[:depth]), where=place)
         table = inner
     if value_text.strip():
-        table[path[-1]] = _absolute(key, parse_value(value_text.strip()))
+        table[path[-1]] = absolute(key, parse_value(value_text.strip()), Path())
     else:
         table.pop(path[-1], None)
     places.override(key, place)
@@ -63,11 +75,13 @@ def _split(text: str) -> list[str] | None:
     return parts
 
 
-def _absolute(key: str, value: Any) -> Any:
-    """The absolute path when `value` names a file in the current folder and the key may name one."""
-    if key not in FILE_KEYS or not isinstance(value, str):
+def absolute(key: str, value: Any, folder: Path) -> Any:
+    """The absolute path when `value` names a file in `folder` and the key may name one; else the value as it is."""
+    if not isinstance(value, str) or (key not in FILE_KEYS and key != STRATEGY):
         return value
+    file, colon, function = value.rpartition(":") if key == STRATEGY else (value, "", "")
     try:
-        return str(Path(value).resolve()) if Path(value).is_file() else value
+        path = folder / file
+        return f"{path.resolve()}{colon}{function}" if path.is_file() else value
     except (OSError, ValueError):
         return value

@@ -16,6 +16,8 @@ from ttsim_des.scenario.schema import (
     Experiment,
     Latency,
     LognormalTokens,
+    OutcomeTokens,
+    Pool,
     Scenario,
     StrategyTable,
     TableTokens,
@@ -32,12 +34,14 @@ class Parts:
     strategy: StrategyTable | None
     arrivals: Arrivals | None
     prompt: ConstantTokens | LognormalTokens | TableTokens | None
-    output: ConstantTokens | LognormalTokens | TableTokens | None
+    output: ConstantTokens | LognormalTokens | TableTokens | OutcomeTokens | None
     max_tokens: int | None
     shared_prefix_tokens: int | None
     cluster: Cluster | None
     engine: Engine | None
     latency: Latency | None
+    has_verifier: bool | None
+    """Whether there is a table [verifier]; None where it is wrong by itself."""
 
 
 def parts_of(scenario: Scenario) -> Parts:
@@ -54,6 +58,7 @@ def parts_of(scenario: Scenario) -> Parts:
         cluster=scenario.cluster,
         engine=scenario.engine,
         latency=scenario.latency,
+        has_verifier=scenario.verifier is not None,
     )
 
 
@@ -77,6 +82,7 @@ def salvage(values: Mapping[str, Any]) -> Parts:
         cluster=validate_table(Cluster, values.get("cluster")),
         engine=validate_table(Engine, values.get("engine", {})),
         latency=validate_table(Latency, values.get("latency", {})),
+        has_verifier=_has_verifier(values),
     )
 
 
@@ -104,8 +110,19 @@ def stand_in(parts: Parts) -> Scenario:
     )
 
 
+def _has_verifier(values: Mapping[str, Any]) -> bool | None:
+    if "verifier" not in values:
+        return False
+    return None if validate_table(Pool, values["verifier"]) is None else True
+
+
 def _distribution(values: Any) -> Any:
-    kinds: dict[str, type[BaseModel]] = {"constant": ConstantTokens, "lognormal": LognormalTokens, "table": TableTokens}
+    kinds: dict[str, type[BaseModel]] = {
+        "constant": ConstantTokens,
+        "lognormal": LognormalTokens,
+        "table": TableTokens,
+        "outcomes": OutcomeTokens,
+    }
     name = values.get("distribution") if isinstance(values, Mapping) else None
     kind = kinds.get(name) if isinstance(name, str) else None
     return validate_table(kind, values) if kind is not None else None

@@ -30,13 +30,36 @@ class Experiment(Table):
     warmup_fraction: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)] = 0.1
 
 
+Count = Annotated[int, Field(ge=1, le=65_536)]
+AppendedTokens = Annotated[int, Field(ge=0, le=10_000_000)]
+
+
 class StrategyTable(Table):
-    """Which test-time-scaling policy turns a query into requests. `name` is bundled or `file.py:function`."""
+    """Which policy turns a query into requests; docs/strategies.md says which keys each one takes."""
 
     name: str = "single"
-    samples: Annotated[int, Field(ge=1, le=65_536)] = 1
-    first: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """A bundled strategy, or a function of the user's: `file.py:function` or `package.module:function`."""
+    samples: Count = 1
+    first: Count | None = None
     """Stop when this many samples have finished and cancel the rest; all of them when absent."""
+    verifier: Literal["verifier", "generator"] | None = None
+    """The pool that scores: "verifier", or "generator" for the generator itself. Absent: scores are free."""
+    score_when: Literal["all", "each"] | None = None
+    score_tokens: AppendedTokens | None = None
+    """What the verifier reads behind a sample's text: its instructions."""
+    wave: Count | None = None
+    threshold: Annotated[float, Field(gt=0.5, lt=1, allow_inf_nan=False)] | None = None
+    width: Count | None = None
+    step_tokens: Tokens | None = None
+    iterations: Count | None = None
+    temperature: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    rounds: Count | None = None
+    append_tokens: AppendedTokens | None = None
+    think_s: Seconds | None = None
+    min_tokens: Tokens | None = None
+    continue_share: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
+    answer_tokens: Tokens | None = None
+    graph: str | None = None
 
 
 class Arrivals(Table):
@@ -88,7 +111,26 @@ class TableTokens(Table):
     problem_column: str | None = None
 
 
+class OutcomeTokens(Table):
+    """Length, correctness, answer and score of each sample, drawn together per problem.
+
+    `source`: a bundled outcome profile (parametric), a file of that format, or a sample bank (.csv, .jsonl, .parquet).
+    """
+
+    distribution: Literal["outcomes"]
+    source: str
+    model: str | None = None
+    """Of a bank of several models: which one."""
+    dataset: str | None = None
+    """Of a bank of several data sets: which one."""
+    verifier_auc: Annotated[float, Field(ge=0.5, le=0.9999, allow_inf_nan=False)] = 0.9
+    """P(a verifier scores a right sample above a wrong one of the same problem), where the bank has no scores."""
+
+
 TokenDistribution = Annotated[ConstantTokens | LognormalTokens | TableTokens, Field(discriminator="distribution")]
+OutputDistribution = Annotated[
+    ConstantTokens | LognormalTokens | TableTokens | OutcomeTokens, Field(discriminator="distribution")
+]
 
 
 class Workload(Table):
@@ -100,7 +142,7 @@ class Workload(Table):
     """Tokens of the query's own prompt, behind the shared prefix."""
     shared_prefix_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Tokens at the head of every prompt that all queries have in common (system prompt, few-shot examples)."""
-    output: TokenDistribution
+    output: OutputDistribution
     max_tokens: Tokens
     """The cap on output tokens that is sent with every request; all that the scheduler knows of the length."""
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 0
@@ -118,11 +160,13 @@ class Cluster(Table):
     router: Literal["round_robin", "least_loaded", "query_affinity"] = "round_robin"
     dtype: Literal["bf16", "fp8"] = "bf16"
     kv_dtype: Literal["bf16", "fp8"] = "bf16"
+    expert_parallel: bool = False
+    """The GPUs of a replica share whole experts instead of slices of each (vLLM's enable_expert_parallel)."""
     gpu_hour_usd: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)] | None = None
     """Price of one GPU for an hour; profiles/prices.toml when absent."""
 
 
-class Engine(Table):
+class EngineSettings(Table):
     """Engine settings by vLLM's names; what is absent comes from the engine file (and the GPU's memory)."""
 
     max_num_seqs: Annotated[int, Field(ge=1, le=65_536)] | None = None
@@ -139,8 +183,79 @@ class Engine(Table):
     scheduler_reserve_full_isl: bool | None = None
     watermark: Fraction | None = None
     """Share of the blocks that admission leaves free while something is running."""
+
+
+Rates = Annotated[list[Fraction], Field(min_length=1, max_length=64)]
+Drafts = Annotated[int, Field(ge=1, le=64)]
+Microseconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+
+class AcceptanceTable(Table):
+    """Would a draft of a token be taken? A process over output positions; docs/speculation.md says which fits what.
+
+    `iid`: always `rate`. `positions`: the j-th draft of a step with `rates[j]`, the last goes on. `beta`: as `iid` or
+    `positions`, but each request has a rate of its own, around the given one with `concentration`. `output`: `rates` at
+    `tokens` of output, linear between. `copying`: where nothing was copied there is a match with `offer`, whose first
+    draft is right with `enter`; copies go on with `stay`; without a match nothing is drafted. `recorded`: streams of
+    steps from `file` (columns stream, drafts, accepted).
+    """
+
+    process: Literal["iid", "positions", "beta", "output", "copying", "recorded"]
+    rate: Fraction | None = None
+    rates: Rates | None = None
+    concentration: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
+    tokens: Annotated[list[Annotated[int, Field(ge=0, le=10_000_000)]], Field(min_length=1, max_length=64)] | None = (
+        None
+    )
+    enter: Fraction | None = None
+    stay: Fraction | None = None
+    offer: Fraction | None = None
+    file: str | None = None
+
+
+class Speculative(Table):
+    """Speculative decoding, by the names of vLLM's speculative_config."""
+
+    method: Literal["draft_model", "ngram", "eagle", "eagle3", "medusa", "mtp"]
+    num_speculative_tokens: Drafts
+    """Drafts per sequence and step; of a tree all nodes."""
+    acceptance: AcceptanceTable
+    model: str | None = None
+    """`draft_model`: a bundled model's name or the path of a geometry."""
+    draft_tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] | None = None
+    """GPUs that share the drafter: the target's, or 1. The target's when absent."""
+    draft_vocab: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """`eagle3`: the head's own vocabulary; the target's when absent."""
+    tree: Annotated[list[Drafts], Field(min_length=1, max_length=16)] | None = None
+    """Nodes that are verified at each depth; a chain when absent."""
+    num_speculative_tokens_per_batch_size: (
+        Annotated[list[Annotated[list[int], Field(min_length=3, max_length=3)]], Field(min_length=1)] | None
+    ) = None
+    """[first batch size, last, drafts], ascending from 1; gaps and what lies beyond go on with the drafts before."""
+    policy: Literal["fixed", "adaptive", "oracle"] = "fixed"
+    """`adaptive`: at each batch size the drafts with the best expected goodput. `oracle`: no draft is ever wasted."""
+    draft_gap_us: Microseconds | None = None
+    """Idle device time before each pass of the drafter; the method's default when absent."""
+    host_step_us: Microseconds | None = None
+    """CPU time of drafting after each step; the method's default when absent."""
+    host_sequence_us: Microseconds | None = None
+    """And for each sequence of it."""
+
+
+class Engine(EngineSettings):
+    """The generator's engine, and how the simulation of all of them proceeds."""
+
+    speculative: Speculative | None = None
+
     stepping: Literal["leap", "step"] = "leap"
     """How the simulation gets from step to step: one event per change of the batch, or one per step; same results."""
+
+
+class Pool(Table):
+    """Replicas beside the generator's, with a model, GPUs and settings of their own."""
+
+    cluster: Cluster
+    engine: EngineSettings = EngineSettings()
 
 
 class AffineLatency(Table):
@@ -161,6 +276,8 @@ class Latency(Table):
     """`kernels`: the longest context of a large decode batch holds it up; false: all contexts count as their mean.
 
     When absent: true where the GPU's profile measured it, else false."""
+    calibration: str | None = None
+    """`kernels`: a bundled calibration or a file of `ttsim-des calibrate`; it replaces the engine file's host times."""
     affine: AffineLatency | None = None
 
 
@@ -208,9 +325,15 @@ class Scenario(Table):
     workload: Workload
     cluster: Cluster
     engine: Engine = Engine()
+    verifier: Pool | None = None
     latency: Latency = Latency()
     frontend: Frontend = Frontend()
     client: Client = Client()
     slo: Slo = Slo()
     limits: Limits = Limits()
     output: Output = Output()
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """The pools beside the generator's, by name."""
+        return {} if self.verifier is None else {"verifier": self.verifier}

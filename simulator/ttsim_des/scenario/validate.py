@@ -137,5 +137,5 @@ def _unknown_key(model: type[BaseModel], name: str, path: tuple[str | int, ...],
 
 def _elsewhere(name: str) -> str:
     """The full key of the one other table that has a key of this name, or ""."""
-    homes = {doc.key for doc in all_keys() if doc.key.rpartition(".")[2] == name}
+    homes = {doc.key for doc in all_keys() if doc.key.rpartition(".")[2] == name and doc.key.count(".") < 2}
     return homes.pop() if len(homes) == 1 else ""

@@ -6,15 +6,18 @@ A strategy reacts at the moment a result is delivered; the requests and cancels 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ttsim_des.engine.request import Outcome, Request
+from ttsim_des.engine.request import Outcome, PromptSegment, Request
 from ttsim_des.scenario.schema import Workload
 from ttsim_des.simulation.pool import Pool
 from ttsim_des.timeline import Event, Phase, Timeline
-from ttsim_des.workload.handle import Delay, Join, Query, Reach, Sample, Strategy, Wait
-from ttsim_des.workload.queries import QuerySource
+from ttsim_des.workload.handle import Awaited, Delay, Process, Query, Reach, Sample, Spawn, Strategy, Timer, Wait
+from ttsim_des.workload.queries import QuerySource, Verdict
+
+APPENDED_OWNERS = 1 << 40
+"""Owners of text that strategies append: beyond those of prompts, above outputs' (which are negative)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -23,16 +26,20 @@ class QueryRun:
 
     query: Query
     arrival_ns: int
-    process: Generator[Wait, list[Sample], Sample | None]
+    prompt: tuple[PromptSegment, ...]
+    prompt_tokens: int
+    process: Process
     waits_for: Wait | None = None
-    waited: frozenset[Sample] = frozenset()
+    waited: frozenset[Awaited] = frozenset()
     missing: int = 0
     """Of a join: the samples waited for, and how many of them must still end."""
     finish_ns: int = -1
     answer: Sample | None = None
     straggler: Sample | None = None
-    done: list[Sample] = field(default_factory=list)
-    """Samples whose end the client knows of, in order."""
+    critical_tokens: int = 0
+    """Output tokens of the samples that completed a join: those that the answer had to wait for one after the other."""
+    done: list[Awaited] = field(default_factory=list)
+    """Samples and timers whose end the client knows of, in order."""
 
 
 class Client:
@@ -50,8 +57,7 @@ class Client:
         turnaround_ns: int,
         on_answer: Callable[[QueryRun], None],
     ) -> None:
-        self.pools: Mapping[str, Pool] = {}
-        self.runs: list[QueryRun] = []
+        self.pools: dict[str, Pool] = {}
         self._workload, self._strategy, self._source = workload, strategy, source
         self._timeline, self._turnaround_ns, self._on_answer = timeline, turnaround_ns, on_answer
         self._open: dict[int, QueryRun] = {}
@@ -60,30 +66,43 @@ class Client:
 
     def start_query(self, query_id: int) -> None:
         """A query arrives now (call it in the REACTION phase)."""
-        query = Query(query_id, self._workload.strategy, self._make_sample)
-        run = self._open[query_id] = QueryRun(query, self._timeline.now_ns, self._strategy(query))
-        self.runs.append(run)
+        _, prompt_tokens, prompt = self._source.query(query_id)
+        query = Query(query_id, self._workload.strategy, self._workload.max_tokens, self)
+        process = self._strategy(query)
+        run = self._open[query_id] = QueryRun(query, self._timeline.now_ns, prompt, prompt_tokens, process)
         self._resume(run, None, 0)
+
+    @property
+    def open_runs(self) -> list[QueryRun]:
+        """Queries without an answer."""
+        return list(self._open.values())
 
     # ---- what engines report ----
 
     def on_finish(self, request: Request, delivered_ns: int) -> None:
         """A request has ended by itself; its client learns of it at `delivered_ns`."""
-        self._deliver(request, delivered_ns, lambda: self._end_sample(request, delivered_ns))
+        if self._is_delivered(delivered_ns):
+            self._end_sample(request, delivered_ns)
+        else:
+            self._deliver(request, delivered_ns, lambda _: self._end_sample(request, delivered_ns))
 
     def on_milestone(self, request: Request, delivered_ns: int) -> None:
         """A request has reached one of its `tell_at` counts; its client learns of it at `delivered_ns`."""
         num_output = request.num_output_tokens
-        self._deliver(request, delivered_ns, lambda: self._pass_milestone(request, num_output, delivered_ns))
+        if self._is_delivered(delivered_ns):
+            self._pass_milestone(request, num_output, delivered_ns)
+        else:
+            self._deliver(request, delivered_ns, lambda _: self._pass_milestone(request, num_output, delivered_ns))
 
-    def _deliver(self, request: Request, delivered_ns: int, take: Callable[[], None]) -> None:
-        """Let the client `take` a result when it is delivered: at once where nothing can happen until then."""
+    def _is_delivered(self, delivered_ns: int) -> bool:
+        """Whether a result may be taken at once, since nothing can happen until it is delivered."""
         timeline = self._timeline
-        if delivered_ns == timeline.now_ns or timeline.is_quiet_until(delivered_ns):
-            take()
-        elif request.request_id in self._samples:
+        return timeline.is_quiet_until(delivered_ns) or delivered_ns == timeline.now_ns
+
+    def _deliver(self, request: Request, delivered_ns: int, take: Callable[[Event], None]) -> None:
+        if request.request_id in self._samples:
             replica = self._samples[request.request_id][1].replica
-            timeline.at(delivered_ns, Phase.STEP_END, replica, lambda _: take())
+            self._timeline.at(delivered_ns, Phase.STEP_END, replica, take)
 
     def _pass_milestone(self, request: Request, num_output: int, now_ns: int) -> None:
         if request.request_id not in self._samples:
@@ -94,28 +113,31 @@ class Client:
             self._wake(run, [sample], now_ns)
 
     def _end_sample(self, request: Request, now_ns: int) -> None:
-        if request.request_id not in self._samples:
+        known = self._samples.pop(request.request_id, None)
+        if known is None:
             return  # given up: the result crossed the cancel
-        run, sample = self._samples.pop(request.request_id)
+        run, sample = known
         sample.done_ns = now_ns
         run.done.append(sample)
-        wait = run.waits_for
-        if isinstance(wait, Reach) and wait.sample is sample:
-            self._wake(run, [sample], now_ns)
-        elif isinstance(wait, Join) and sample in run.waited:
+        if sample in run.waited:
             run.missing -= 1
             if run.missing == 0:
                 run.straggler = sample
+                run.critical_tokens += request.num_output_tokens
                 self._wake(run, self._done_of(run), now_ns)
+        elif run.waits_for is not None:
+            wait = run.waits_for
+            if isinstance(wait, Reach) and wait.sample is sample:
+                self._wake(run, [sample], now_ns)
 
     @staticmethod
     def _done_of(run: QueryRun) -> list[Sample]:
-        return [sample for sample in run.done if sample in run.waited]
+        return [sample for sample in run.done if sample in run.waited and isinstance(sample, Sample)]
 
     # ---- driving a strategy ----
 
     def _wake(self, run: QueryRun, result: list[Sample], time_ns: int) -> None:
-        run.waits_for = None
+        run.waits_for, run.waited = None, frozenset()
         key = run.query.query_id
         self._timeline.at(time_ns, Phase.REACTION, key, lambda _: self._resume(run, result, self._turnaround_ns))
 
@@ -145,19 +167,26 @@ class Client:
 
     def _flush(self, query: Query, leaves_ns: int) -> None:
         """Send what the strategy spawned and cancelled."""
+        timeline = self._timeline
         if query.outbox:
             samples, query.outbox = query.outbox, []
+            if leaves_ns == timeline.now_ns and not query.cancels and timeline.is_quiet_until(leaves_ns):
+                self._send(query.query_id, samples, leaves_ns)
+                return
             # Their ids follow each other, so at one instant no other request can come between them.
             key = samples[0].request.request_id
-            self._timeline.at(leaves_ns, Phase.ARRIVAL, key, lambda _: self._send(query.query_id, samples, leaves_ns))
+            timeline.at(leaves_ns, Phase.ARRIVAL, key, lambda _: self._send(query.query_id, samples, leaves_ns))
         for sample in query.cancels:
-            self._timeline.at(leaves_ns, Phase.ARRIVAL, sample.request.request_id, self._cancelling(sample))
+            timeline.at(leaves_ns, Phase.ARRIVAL, sample.request.request_id, self._cancelling(sample))
         query.cancels = []
 
     def _send(self, query_id: int, samples: list[Sample], now_ns: int) -> None:
         for sample in samples:
             sample.request.arrival_ns = now_ns
-            outcome = Outcome(self._source.output_tokens(query_id, sample.index), list(sample.tell_at))
+            tokens = sample.tokens
+            if tokens < 0:
+                tokens = self._source.output_tokens(query_id, sample.lane)
+            outcome = Outcome(tokens, sample.tell_at)
             self.pools[sample.pool].send(query_id, sample, outcome)
 
     def _cancelling(self, sample: Sample) -> Callable[[Event], None]:
@@ -170,23 +199,64 @@ class Client:
     def _read_tokens(self, sample: Sample) -> int:
         return self.pools[sample.pool].replicas[sample.replica].delivered_tokens(sample.request)
 
-    def _make_sample(self, query: Query, pool: str, parent: Sample | None, tell_at: tuple[int, ...]) -> Sample:
-        source = self._source.query(query.query_id)
-        prompt, prompt_tokens = source.prompt, source.prompt_tokens
+    # ---- what queries ask for ----
+
+    def make_sample(self, query: Query, asked: Spawn) -> Sample:
+        """See `World`."""
+        run, index, request_id = self._open[query.query_id], len(query.samples), self._num_requests
+        pool, parent, append_tokens, tokens, max_tokens, verdict, tell_at = asked
+        prompt, prompt_tokens = run.prompt, run.prompt_tokens
         if parent is not None:
             before = parent.request
             prompt_tokens = before.num_tokens
-            prompt = (*before.prompt, (before.output_owner, prompt_tokens))
+            prompt = before.prompt
+            if before.num_output_tokens:
+                prompt = (*prompt, (before.output_owner, prompt_tokens))
+        if append_tokens:
+            prompt_tokens += append_tokens
+            prompt = (*prompt, (APPENDED_OWNERS + request_id, prompt_tokens))
+        workload, lane = self._workload, -1
+        if tokens is None:
+            lane, tokens = query.num_lanes, -1
+            query.num_lanes = lane + 1
+            if self._source.has_outcomes:
+                verdict = self._source.verdict(query.query_id, lane)
         request = Request(
-            request_id=self._num_requests,
-            prompt_tokens=prompt_tokens,
-            max_tokens=self._workload.max_tokens,
-            prompt=prompt,
-            arrival_ns=-1,
-            priority=self._workload.priority,
-            name=f"{len(query.samples)}_{query.query_id}",
+            request_id,
+            prompt_tokens,
+            workload.max_tokens if max_tokens is None else max_tokens,
+            prompt,
+            -1,
+            workload.priority,
+            f"{index}_{query.query_id}",
         )
-        self._num_requests += 1
-        sample = Sample(request, len(query.samples), pool, self._read_tokens, parent, tell_at)
-        self._samples[request.request_id] = (self._open[query.query_id], sample)
+        self._num_requests = request_id + 1
+        sample = Sample(request, index, pool, self._read_tokens, parent, tell_at, lane, tokens, verdict)
+        if index:  # the first ones are asked for when the query arrives
+            cause = sample.cause = run.straggler
+            sample.think_ns = self._timeline.now_ns - (run.arrival_ns if cause is None else cause.done_ns)
+        self._samples[request_id] = (run, sample)
         return sample
+
+    def start_timer(self, query: Query, timer: Timer) -> None:
+        """See `World`."""
+        run, key = self._open[query.query_id], query.query_id
+        time_ns = self._timeline.now_ns + timer.delay_ns
+        self._timeline.at(time_ns, Phase.REACTION, key, lambda _: self._end_timer(run, timer, time_ns))
+
+    def lane(self, query_id: int, lane: int) -> tuple[int, Verdict | None]:
+        """See `World`."""
+        verdict = self._source.verdict(query_id, lane) if self._source.has_outcomes else None
+        return self._source.output_tokens(query_id, lane), verdict
+
+    def uniform(self, query_id: int, name: str, index: int) -> float:
+        """See `World`."""
+        return self._source.uniform(query_id, name, index)
+
+    def _end_timer(self, run: QueryRun, timer: Timer, now_ns: int) -> None:
+        timer.done_ns = now_ns
+        run.done.append(timer)
+        if timer in run.waited:
+            run.missing -= 1
+            if run.missing == 0:
+                self._wake(run, self._done_of(run), now_ns)

@@ -6,25 +6,40 @@ from collections.abc import Callable
 
 from ttsim_des.engine.replica import Replica
 from ttsim_des.engine.request import Outcome
+from ttsim_des.engine.speculation import Drafting
 from ttsim_des.router import Router
 from ttsim_des.timeline import Event, Phase, Timeline
 from ttsim_des.workload.handle import Sample
+
+Luck = Callable[[int, int, int], Drafting]
+"""(query, sample, output tokens) -> what drafts for that sample would meet."""
 
 
 class Pool:
     """Takes samples in at the router and hands them to an engine.
 
-    The API server of a replica is one process: requests go through it one after the other, `ingest_ns` each.
+    The API server of a replica is one process: requests go through it one after the other, `ingest_ns` each. `luck`
+    is asked where the engines speculate.
     """
 
-    def __init__(self, name: str, router: Router, replicas: list[Replica], ingest_ns: int, timeline: Timeline) -> None:
-        self.name, self.replicas = name, replicas
+    def __init__(
+        self,
+        name: str,
+        router: Router,
+        replicas: list[Replica],
+        ingest_ns: int,
+        timeline: Timeline,
+        luck: Luck | None = None,
+    ) -> None:
+        self.name, self.replicas, self._luck = name, replicas, luck
         self._router, self._ingest_ns, self._timeline = router, ingest_ns, timeline
         self._server_free_ns = [0] * len(replicas)
         self._entering = [0] * len(replicas)
 
     def send(self, query_id: int, sample: Sample, outcome: Outcome) -> None:
         """A sample leaves the client now: choose its replica and let it enter there."""
+        if self._luck is not None and sample.request.max_tokens:
+            outcome.drafting = self._luck(query_id, sample.index, min(outcome.output_tokens, sample.request.max_tokens))
         index = 0
         if len(self.replicas) > 1:
             loads = [replica.load + entering for replica, entering in zip(self.replicas, self._entering, strict=True)]

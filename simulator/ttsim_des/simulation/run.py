@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from ttsim_des.deployment import Deployment
-from ttsim_des.engine.replica import Replica
+from ttsim_des.engine.replica import Replica, Stepping
 from ttsim_des.errors import NotValidError
 from ttsim_des.records.recorder import StepRecorder
-from ttsim_des.records.tables import Tables
+from ttsim_des.records.tables import GENERATOR, Tables
+from ttsim_des.rng import Streams
 from ttsim_des.router import make_router
 from ttsim_des.scenario.schema import Scenario
 from ttsim_des.simulation.client import Client, QueryRun
-from ttsim_des.simulation.collect import collect
-from ttsim_des.simulation.pool import Pool
+from ttsim_des.simulation.collect import Collector
+from ttsim_des.simulation.pool import Luck, Pool
 from ttsim_des.timeline import Phase, Timeline
 from ttsim_des.units import s_to_ns
 from ttsim_des.workload.queries import QuerySource
-from ttsim_des.workload.strategies import STRATEGIES
+from ttsim_des.workload.strategies.resolve import resolve_strategy
 
 Progress = Callable[[int, int], None]
+HERE = Path()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,13 @@ def simulate(
     source: QuerySource,
     arrivals_ns: Iterator[int] | None,
     progress: Progress | None = None,
+    base_dir: Path = HERE,
 ) -> Simulated:
     """Run all queries of the scenario to their end.
 
     `arrivals_ns`: arrival times of an open process; None in a closed loop, where a query follows the answer of
-    another. `progress(done, offered)` is called at every answer. Raises NotValidError when an invariant breaks.
+    another. `progress(done, offered)` is called at every answer. Files that the strategy names are relative to
+    `base_dir`. Raises NotValidError when an invariant breaks.
     """
     timeline = Timeline()
     queries = scenario.experiment.queries
@@ -49,29 +55,42 @@ def simulate(
     arrivals = _Arrivals(timeline, queries, arrivals_ns, turnaround_ns)
     num_done = 0
 
-    def on_answer(_run: QueryRun) -> None:
+    def on_answer(run: QueryRun) -> None:
         nonlocal num_done
         num_done += 1
+        collector.on_answer(run)
         arrivals.on_answer()
         if progress is not None:
             progress(num_done, queries)
 
-    strategy = STRATEGIES[scenario.workload.strategy.name]
-    client = Client(scenario.workload, strategy, source, timeline, turnaround_ns, on_answer)
-    pool, recorders = _build_pool(scenario, deployment, client, timeline)
-    client.pools = {pool.name: pool}
+    strategy, settings = resolve_strategy(scenario.workload.strategy, base_dir)
+    workload = scenario.workload.model_copy(update={"strategy": settings})
+    client = Client(workload, strategy, source, timeline, turnaround_ns, on_answer)
+    recorders: list[StepRecorder] = []
+    for name, deployed in {GENERATOR: deployment, **deployment.pools}.items():
+        own = [StepRecorder(name, index) for index in range(deployed.replicas)]
+        recorders += own
+        luck = None if deployed.acceptance is None else partial(deployed.acceptance.drafting, Streams(scenario.seed))
+        client.pools[name] = _build_pool(name, deployed, client, timeline, own, scenario.engine.stepping, luck)
+    pools = list(client.pools.values())
+    collector = Collector(list(client.pools), recorders)
     arrivals.begin(client, scenario.workload.arrivals.concurrency or 0)
     timeline.run()
-    _check_empty(pool)
-    end_ns = max([0, *(run.finish_ns for run in client.runs), *(replica.idle_since_ns for replica in pool.replicas)])
-    return Simulated(collect(client.runs, recorders, end_ns), timeline.events)
+    for pool in pools:
+        _check_empty(pool)
+    end_ns = max(collector.end_ns, *(replica.idle_since_ns for pool in pools for replica in pool.replicas))
+    return Simulated(collector.tables(client.open_runs, end_ns), timeline.events)
 
 
 def _build_pool(
-    scenario: Scenario, deployment: Deployment, client: Client, timeline: Timeline
-) -> tuple[Pool, list[StepRecorder]]:
-    name, count = "generator", scenario.cluster.replicas
-    recorders = [StepRecorder(name, index) for index in range(count)]
+    name: str,
+    deployment: Deployment,
+    client: Client,
+    timeline: Timeline,
+    recorders: Sequence[StepRecorder],
+    stepping: Stepping,
+    luck: Luck | None,
+) -> Pool:
     replicas = [
         Replica(
             index,
@@ -81,12 +100,12 @@ def _build_pool(
             timeline,
             client,
             recorder,
-            scenario.engine.stepping,
+            stepping,
         )
         for index, recorder in enumerate(recorders)
     ]
-    router = make_router(scenario.cluster.router, count)
-    return Pool(name, router, replicas, deployment.host.request_ns, timeline), recorders
+    router = make_router(deployment.router, len(replicas))
+    return Pool(name, router, replicas, deployment.host.request_ns, timeline, luck)
 
 
 class _Arrivals:

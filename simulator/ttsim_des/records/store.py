@@ -1,0 +1,96 @@
+"""Rows of whole numbers by columns: in memory while they are few, beyond that in a temporary file without a name.
+
+A file without a name is gone with the process, however that ends.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntMatrix = NDArray[np.int64]
+"""(columns, rows)."""
+
+ROWS_IN_MEMORY = 1 << 17
+BLOCK_ROWS = 1 << 15
+_ITEM_BYTES = 8
+
+
+def matrix(rows: Sequence[tuple[int, ...]], columns: int) -> IntMatrix:
+    """Rows as a matrix of (columns, rows)."""
+    flat = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=len(rows) * columns)
+    return np.ascontiguousarray(flat.reshape(len(rows), columns).T)
+
+
+class ColumnStore:
+    """Blocks of rows with the same columns. Appending is all that changes it."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self.num_rows = 0
+        self._counts: list[int] = []
+        self._blocks: list[IntMatrix] = []
+        self._file: IO[bytes] | None = None
+        self._offsets: list[int] = []
+
+    def append(self, block: IntMatrix) -> None:
+        """Add a block of (columns, rows)."""
+        if not block.shape[1]:
+            return
+        self.num_rows += block.shape[1]
+        self._counts.append(block.shape[1])
+        self._blocks.append(block)
+        if self.num_rows > ROWS_IN_MEMORY:
+            self._spill()
+
+    @property
+    def is_spilled(self) -> bool:
+        """Whether the rows lie on disk."""
+        return self._file is not None
+
+    def column(self, name: str) -> NDArray[np.int64]:
+        """All values of one column."""
+        return self.columns(name)[0]
+
+    def columns(self, *names: str) -> list[NDArray[np.int64]]:
+        """All values of some columns."""
+        parts = list(self.blocks(*names))
+        return [
+            np.concatenate([part[at] for part in parts]) if parts else np.zeros(0, dtype=np.int64)
+            for at in range(len(names))
+        ]
+
+    def blocks(self, *names: str) -> Iterator[list[NDArray[np.int64]]]:
+        """Some columns, block by block in order."""
+        for index in range(len(self._counts)):
+            yield self.block(index, *names)
+
+    def block(self, index: int, *names: str) -> list[NDArray[np.int64]]:
+        """Some columns of one block."""
+        places = [self.names.index(name) for name in names]
+        if self._file is None:
+            return [self._blocks[index][place] for place in places]
+        rows, offset, handle = self._counts[index], self._offsets[index], self._file.fileno()
+        size = rows * _ITEM_BYTES
+        return [np.frombuffer(os.pread(handle, size, offset + place * size), dtype=np.int64) for place in places]
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """The row with which each block begins."""
+        counts = np.array(self._counts, dtype=np.int64)
+        return np.cumsum(counts) - counts
+
+    def _spill(self) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="ttsim-des-")  # noqa: SIM115  # lives as long as this store
+        for block in self._blocks:
+            self._offsets.append(self._file.tell())
+            self._file.write(block.tobytes())
+        self._file.flush()
+        self._blocks = []
