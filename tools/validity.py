@@ -15,12 +15,13 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
+from statistics import fmean, median
 
 from ttsim_des.errors import InputError
 from ttsim_des.latency.calibration import UNFITTED, Calibration
 from ttsim_des.latency.layers import Link, Terms
 from ttsim_des.validation.calibrate import ClosedTarget, fit
-from ttsim_des.validation.closed_loop import Recipe
+from ttsim_des.validation.closed_loop import Recipe, simulate_rows
 from ttsim_des.validation.closed_table import read_table
 from ttsim_des.validation.run import Validation, Variant, validate
 
@@ -30,6 +31,7 @@ GPU_RUNS = ("rtxpro6000-qwen3-32b-tp2", "rtx4090-llama31-8b")
 CPU_RUNS = ("s2_poisson_light", "s2_poisson_moderate_b", "s4_fanout", "s8_tree")
 SWEEP = "s1_sweep_b"
 CLOSED_ROWS = ("system=h100_sxm", "model_path=Qwen/Qwen3-32B", "precision=")
+FP8_ROWS = ("model_path=meta-llama/Llama-3.1-70B", "precision=fp8", "backend=vllm", "mode=agg")
 HEADLINES = (
     *("ttft_s.mean", "ttft_s.p99", "tpot_s.mean", "tpot_s.p99", "e2e_s.mean", "e2e_s.p99"),
     *("output_tokens_per_s", "per_request_e2e_mae_pct"),
@@ -49,6 +51,7 @@ def main() -> int:
                 *gpu_tables(arguments.data / "recordings"),
                 cpu_table(arguments.data / "vllm_cpu"),
                 closed_loop_table(arguments.closed_loop),
+                fp8_table(arguments.closed_loop),
             )
         )
     except InputError as error:
@@ -150,6 +153,29 @@ def closed_loop_table(path: Path) -> str:
         ("the engine file's; 10 requests for each in flight", Recipe(requests_per_concurrency=10)),
     ):
         add(what, "2 and 4", replace(both, recipe=recipe).errors(UNFITTED))
+    return "\n".join(lines)
+
+
+def fp8_table(path: Path) -> str:
+    """Llama-3.1-70B in fp8 on H200 and B200: predictions alone, with the KV cache in bf16 and in fp8."""
+    lines = [
+        "**Closed loops in fp8**, Llama-3.1-70B, 60 rows a GPU, nothing fitted, in %:",
+        "",
+        "| GPU | KV cache | rows | TPOT MAPE | bias | median error | TTFT MAPE | bias | median error |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for gpu in ("h200", "b200"):
+        rows = read_table(path, [*FP8_ROWS, f"system={gpu}_sxm"]).rows
+        for kv_dtype in ("bf16", "fp8"):
+            recipe = Recipe(engine="vllm-0.32", max_num_batched_tokens=None, kv_dtype=kv_dtype)
+            results = simulate_rows(rows, recipe)
+            for tp in (1, 2, 4, 8, None):
+                chosen = [result for result in results if tp in (None, result.row.tp)]
+                cells = []
+                for ratios in ([each.tpot_ratio for each in chosen], [each.ttft_ratio for each in chosen]):
+                    errors = [100 * (ratio - 1) for ratio in ratios]
+                    cells += [f"{fmean(map(abs, errors)):.1f}", f"{fmean(errors):+.1f}", f"{median(errors):+.1f}"]
+                lines.append(f"| {gpu.upper()} | {kv_dtype} | {f'TP {tp}' if tp else 'all'} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from profiler.machine import Machine
 from profiler.points import Point
 from profiler.timer import Measured
+from ttsim_des.gpu_profiles.write import SCHEMA, best_line, replace_file, write_tables
 from ttsim_des.latency.geometry import BYTES_PER_ELEMENT
 from ttsim_des.latency.interpolate import Curve
 from ttsim_des.latency.unequal import BLOCKS_PER_SM, SPLIT_SHARE, StreamRate, UnequalContexts
 
-SCHEMA = 1
 TABLES = ("gemm", "context_attention", "decode_attention", "all_reduce")
 PASSES = {"norm": 4, "rotary": 2, "activation": 3}
 """How often an element-wise kernel moves its tokens x width elements, as latency/kernels.py counts."""
@@ -52,12 +48,12 @@ def fit(points: Points, copy_bytes_per_s: float, sms: int) -> Fitted:
     for point, latency_us in by_family["gemm"]:
         rate = 2e6 * point["m"] * point["n"] * point["k"] / latency_us
         peaks[point["dtype"]] = max(peaks.get(point["dtype"], 0.0), rate)
-    launch_us, per_byte_us, errors = _line(
+    launch_us, per_byte_us, errors = best_line(
         [(2.0 * PASSES[p["kind"]] * p["tokens"] * p["width"], us) for p, us in by_family["elementwise"]]
     )
     stream, stream_errors = _stream(by_family, bandwidth, sms)
     host = [(float(point["sequences"]), us) for point, us in by_family["host"]]
-    host_us, sequence_us, _ = _line(host)
+    host_us, sequence_us, _ = best_line(host)
     return Fitted(
         bandwidth,
         peaks,
@@ -75,19 +71,6 @@ def fit(points: Points, copy_bytes_per_s: float, sms: int) -> Fitted:
 def _gemm_bytes_per_s(point: Point, latency_us: float) -> float:
     m, n, k = point["m"], point["n"], point["k"]
     return float(BYTES_PER_ELEMENT[point["dtype"]] * (m * k + n * k + m * n) / latency_us * 1e6)
-
-
-def _line(values: Sequence[tuple[float, float]]) -> tuple[float, float, tuple[float, float]]:
-    """Intercept, slope (both above 0) and relative errors of the best line by relative error, not by microseconds."""
-    x, y = (np.array(column) for column in zip(*values, strict=True))
-    weighted = np.stack((1 / y, x / y), axis=1)
-    start, slope = np.linalg.lstsq(weighted, np.ones_like(y), rcond=None)[0].tolist()
-    if start <= 0:
-        start, slope = float(y.min()) * 0.5, float(np.median((y - 0.5 * y.min()) / x))
-    if slope <= 0:
-        start, slope = float(np.median(y)), 1e-12
-    errors = np.abs((start + slope * x) / y - 1)
-    return start, slope, (float(np.median(errors)), float(errors.max()))
 
 
 def _link(points: Sequence[tuple[Point, float]]) -> float | None:
@@ -134,40 +117,12 @@ def _stream(
 
 def write_profile(out: Path, points: Points, fitted: Fitted, machine: Machine, notes: Mapping[str, str]) -> None:
     """Write tables and meta.toml, each at once or not at all; meta.toml last, so that a profile is whole or not one."""
-    spans: dict[str, str] = {}
-    for family in TABLES:
-        rows = [{**dict(point.axes), "latency_us": m.latency_us} for point, m in points if point.family == family]
-        if not rows:
-            (out / f"{family}.parquet").unlink(missing_ok=True)
-            continue
-        names = list(rows[0])
-        rows.sort(key=lambda row: [row[name] for name in names])
-        _write_table(out / f"{family}.parquet", rows)
-        for name in names[:-1]:
-            if isinstance(rows[0][name], int):
-                values = [int(row[name]) for row in rows]
-                spans[f"{family}_{name}"] = f"[{min(values)}, {max(values)}]"
-    _replace(out / "meta.toml", _meta(fitted, machine, notes, spans).encode())
-
-
-def _write_table(path: Path, rows: Sequence[Mapping[str, int | str | float]]) -> None:
-    types = {"bytes": pa.int64(), "latency_us": pa.float32()}
-    columns = {
-        name: pa.array(
-            [row[name] for row in rows], pa.string() if isinstance(value, str) else types.get(name, pa.int32())
-        )
-        for name, value in rows[0].items()
+    tables = {
+        family: [{**dict(point.axes), "latency_us": m.latency_us} for point, m in points if point.family == family]
+        for family in TABLES
     }
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink, compression="zstd")
-    _replace(path, sink.getvalue().to_pybytes())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    spans = write_tables(out, tables)
+    replace_file(out / "meta.toml", _meta(fitted, machine, notes, spans).encode())
 
 
 def _meta(fitted: Fitted, machine: Machine, notes: Mapping[str, str], spans: Mapping[str, str]) -> str:

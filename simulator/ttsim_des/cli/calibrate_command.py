@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -44,10 +44,7 @@ def command(
     report_where: tuple[str, ...],
     out: str,
     where: tuple[str, ...],
-    engine: str,
-    jitter: float,
-    requests_per_concurrency: int,
-    max_num_batched_tokens: int,
+    **of_recipe: Any,
 ) -> None:
     """Fit a few named numbers to SOURCES, report them on others, and write them with their provenance.
 
@@ -64,7 +61,7 @@ def command(
 
     if Path(out).exists():
         raise bad_input(f"{out} exists already", key="--out", expected="a new file's name")
-    asked = recipe(engine, jitter, requests_per_concurrency, max_num_batched_tokens)
+    asked = recipe(**of_recipe)
     targets = [_target(source, where, asked) for source in sources]
     others = [_target(source, where, asked) for source in reports]
     if report_where:

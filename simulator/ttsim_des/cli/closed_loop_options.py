@@ -39,6 +39,7 @@ _OPTIONS = (
         show_default=True,
         help="Closed loop: token budget of a step.",
     ),
+    click.option("--kv-dtype", default="bf16", show_default=True, help="Closed loop: of the KV cache; bf16 or fp8."),
 )
 
 
@@ -49,7 +50,9 @@ def closed_loop_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def recipe(engine: str, jitter: float, requests_per_concurrency: int, max_num_batched_tokens: int) -> Recipe:
+def recipe(
+    engine: str, jitter: float, requests_per_concurrency: int, max_num_batched_tokens: int, kv_dtype: str
+) -> Recipe:
     """The recipe that they describe."""
     from ttsim_des.validation.closed_loop import Recipe
 
@@ -58,4 +61,5 @@ def recipe(engine: str, jitter: float, requests_per_concurrency: int, max_num_ba
         jitter=jitter,
         requests_per_concurrency=requests_per_concurrency,
         max_num_batched_tokens=max_num_batched_tokens,
+        kv_dtype=kv_dtype,
     )

@@ -17,6 +17,7 @@ COMMANDS = {
     "graph": "Write the queries of a finished run as graphs that can be replayed.",
     "figures": "Draw the figures of a finished run.",
     "frontier": "Run variants of a scenario: accuracy against waiting and against cost.",
+    "profile": "Look into GPU profiles, compare them, import them from other simulators.",
     "validate": "Replay a recording of a real engine and say how far off the simulation is.",
     "fit": "Fit a model of outcomes to a bank of samples, and say how well it stands for it.",
     "calibrate": "Fit a few named numbers to measurements, report them on others, write them down.",

@@ -55,10 +55,7 @@ def command(
     link_gb_per_s: float,
     figures: str | None,
     where: tuple[str, ...],
-    engine: str,
-    jitter: float,
-    requests_per_concurrency: int,
-    max_num_batched_tokens: int,
+    **of_recipe: Any,
 ) -> None:
     """Replay RECORDING, a run of a real engine, and say how far off the simulation is.
 
@@ -85,7 +82,7 @@ def command(
     if (recording is None) == (closed_loop is None):
         raise click.UsageError("Give either a RECORDING or --closed-loop TABLE.")
     if closed_loop is not None:
-        asked = recipe(engine, jitter, requests_per_concurrency, max_num_batched_tokens)
+        asked = recipe(**of_recipe)
         asked = replace(
             asked,
             calibration=fitted,

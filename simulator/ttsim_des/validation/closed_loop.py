@@ -37,6 +37,7 @@ class Recipe:
     """Requests in all for each one in flight. The first come all together and are counted."""
     max_num_batched_tokens: int | None = 16384
     """The engine file's default when None."""
+    kv_dtype: str = "bf16"
     unequal_contexts: bool | None = None
     async_scheduling: bool | None = None
     seed: int = 0
@@ -97,6 +98,7 @@ def scenario_of(row: ClosedRow, recipe: Recipe) -> Scenario:
                 "model": row.model,
                 "tp": row.tp,
                 "dtype": row.dtype,
+                "kv_dtype": recipe.kv_dtype,
                 "engine": recipe.engine,
             },
             "engine": {name: value for name, value in engine.items() if value is not None},
@@ -178,6 +180,7 @@ def described(recipe: Recipe) -> dict[str, Any]:
         "length_jitter": recipe.jitter,
         "requests_per_concurrency": recipe.requests_per_concurrency,
         "max_num_batched_tokens": "the engine file's" if budget is None else budget,
+        "kv_dtype": recipe.kv_dtype,
         "seed": recipe.seed,
     }
     for name in ("unequal_contexts", "async_scheduling"):

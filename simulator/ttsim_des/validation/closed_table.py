@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ttsim_des import assets
 from ttsim_des.errors import bad_input, nearest_name
+from ttsim_des.latency.geometry import BYTES_PER_ELEMENT, load_geometry
 
 COLUMNS = {
     "model": ("model_path", "model"),
@@ -118,13 +119,22 @@ def _reason(line: Mapping[str, str], names: Mapping[str, str]) -> str | None:
         return f"no profile of {gpu}"
     if model not in assets.names("models"):
         return f"no geometry of {model}"
-    if line.get("precision") not in ("", None, "bf16"):
-        return f"precision {line['precision']}"
+    if _dtype(line) not in BYTES_PER_ELEMENT:
+        return f"precision {_dtype(line)}"
+    if load_geometry(model, Path()).experts:
+        return "experts: the column tp does not tell how they are shared"
     return None
 
 
 def _model(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
+    """The geometry's name: that of the checkpoint without its publisher, tuning and quantisation."""
+    name = path.rsplit("/", 1)[-1]
+    return name if name in assets.names("models") else name.removesuffix("-FP8").removesuffix("-Instruct")
+
+
+def _dtype(line: Mapping[str, str]) -> str:
+    """Of the weights; bf16 where the table does not say. The KV cache is taken to be in bf16."""
+    return line.get("precision") or "bf16"
 
 
 def _gpu(system: str) -> str:
@@ -151,7 +161,7 @@ def _row(path: Path, line: Mapping[str, str], names: Mapping[str, str]) -> Close
         name=f"{gpu} {model} tp{tp} {asked}/{told} x{concurrency}",
         gpu=gpu,
         model=model,
-        dtype="bf16",
+        dtype=_dtype(line),
         tp=tp,
         concurrency=concurrency,
         input_tokens=asked,

@@ -1,0 +1,1 @@
+"""GPU profiles as files: made from others' tables, described, examined, compared, written."""
