@@ -36,6 +36,9 @@ def trace_rows(workload: Workload, seed: int, queries: int) -> list[str]:
 @click.option("--output-mean", default=1200.0, show_default=True, help="Tokens, before the cap.")
 @click.option("--output-sigma", default=0.9, show_default=True, help="Standard deviation of the logarithm.")
 @click.option("--max-tokens", default=8192, show_default=True, help="Cap on output tokens.")
+@click.option("--samples", default=1, show_default=True, help="For recorders: requests of each prompt.")
+@click.option("--cancel-every", type=click.IntRange(1), help="For recorders: the client gives up on every so many.")
+@click.option("--cancel-s", default=1.0, show_default=True, help="So long after it sent.")
 def main(
     out: Path,
     queries: int,
@@ -47,15 +50,27 @@ def main(
     output_mean: float,
     output_sigma: float,
     max_tokens: int,
+    samples: int,
+    cancel_every: int | None,
+    cancel_s: float,
 ) -> None:
-    """Write a CSV trace with columns arrival_s, prompt_tokens, output_tokens to OUT."""
+    """Write a CSV trace with columns arrival_s, prompt_tokens, output_tokens to OUT.
+
+    Where recorders are to send it, also samples and cancel_s (tools/recorder/load.py); the simulator has none of these.
+    """
     workload = Workload(
         arrivals=Arrivals(process="gamma", rate_per_s=rate_per_s, burstiness=burstiness),
         prompt=LognormalTokens(distribution="lognormal", mean=prompt_mean, query_sigma=prompt_sigma),
         output=LognormalTokens(distribution="lognormal", mean=output_mean, query_sigma=output_sigma),
         max_tokens=max_tokens,
     )
-    out.write_text("\n".join(trace_rows(workload, seed, queries)) + "\n")
+    rows = trace_rows(workload, seed, queries)
+    if samples > 1:
+        rows = [f"{row},{samples if index else 'samples'}" for index, row in enumerate(rows)]
+    if cancel_every is not None:
+        cells = ["cancel_s", *("" if index % cancel_every else f"{cancel_s:g}" for index in range(1, len(rows)))]
+        rows = [f"{row},{cell}" for row, cell in zip(rows, cells, strict=True)]
+    out.write_text("\n".join(rows) + "\n")
 
 
 if __name__ == "__main__":

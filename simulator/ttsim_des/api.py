@@ -61,6 +61,7 @@ class Result:
     simpy_events: int
     wall_s: float
     started: str
+    replication: int = 0
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -90,7 +91,11 @@ class Result:
         """
         scenario = self.loaded.scenario
         manifest = make_manifest(
-            seed=scenario.seed, inputs=_inputs(self.loaded), wall_s=self.wall_s, started=self.started
+            seed=scenario.seed,
+            inputs=_inputs(self.loaded),
+            wall_s=self.wall_s,
+            started=self.started,
+            replication=self.replication,
         )
         path = write_run(
             Path(out),
@@ -119,8 +124,10 @@ def load(scenario: str | Path, overrides: Sequence[str] = (), seed: int | None =
     return load_scenario(scenario, overrides, seed)
 
 
-def run(scenario: LoadedScenario | str | Path, *, progress: Progress | None = None) -> Result:
+def run(scenario: LoadedScenario | str | Path, *, progress: Progress | None = None, replication: int = 0) -> Result:
     """Simulate a scenario; `progress(done, offered)` is called at every answered query.
+
+    `replication`: which of the independent worlds of the scenario's seed.
 
     Raises InputError for a scenario that cannot be run, NotValidError when an invariant breaks.
     """
@@ -130,11 +137,11 @@ def run(scenario: LoadedScenario | str | Path, *, progress: Progress | None = No
     work = expected_work(asked, base_dir)
     check_limits(work, asked.limits)
     deployment = deploy(asked, base_dir)
-    streams, queries = Streams(asked.seed), asked.experiment.queries
+    streams, queries = Streams(asked.seed, replication), asked.experiment.queries
     source = QuerySource(asked.workload, streams, base_dir, queries=queries)
     is_open = asked.workload.arrivals.process != "closed_loop"
     arrivals = arrival_times_ns(asked.workload.arrivals, streams, queries, base_dir) if is_open else None
-    simulated = simulate(asked, deployment, source, arrivals, progress, base_dir)
+    simulated = simulate(asked, deployment, source, arrivals, progress, base_dir, replication)
     return Result(
         loaded=loaded,
         deployment=deployment,
@@ -143,6 +150,7 @@ def run(scenario: LoadedScenario | str | Path, *, progress: Progress | None = No
         simpy_events=simulated.simpy_events,
         wall_s=time.perf_counter() - clock_s,
         started=started,
+        replication=replication,
     )
 
 

@@ -8,6 +8,7 @@ Times are seconds on one clock, of any origin.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -76,16 +77,20 @@ class _Request(_Table):
     id: str
     query: str | None = None
     arrival_s: float
-    first_token_s: float
-    finish_s: float
+    first_token_s: float | None = None
+    finish_s: float | None = None
     prompt_tokens: Positive
-    output_tokens: Positive
+    output_tokens: Count
     prompt: tuple[tuple[Count, Positive], ...] | None = None
     token_times_s: tuple[float, ...] = ()
     preemptions: Count | None = None
     cached_tokens: Count | None = None
     priority: int = 0
     parent: str | None = None
+    status: Literal["finished", "cancelled", "failed"] = "finished"
+    asked_tokens: Positive | None = None
+    cancel_s: float | None = None
+    error: str = ""
 
 
 def is_native(folder: Path) -> bool:
@@ -126,7 +131,8 @@ def read_native(folder: Path) -> Recording:
         scheduler_reserve_full_isl=take("scheduler_reserve_full_isl"),
         free_unhashed_first=engine.free_unhashed_first,
     )
-    zero_s, requests = _requests(folder / "requests.jsonl")
+    zero_s, requests, incomplete = _requests(folder / "requests.jsonl")
+    derived |= incomplete
     return Recording(
         name=meta.name,
         engine=meta.engine,
@@ -183,9 +189,10 @@ def _derived_blocks(folder: Path, meta: _Meta, deployed: Deployed | None) -> tup
     return memory.num_gpu_blocks, memory.explained(rules.name)
 
 
-def _requests(path: Path) -> tuple[float, list[RecordedRequest]]:
-    """The first arrival, and all requests from it on, by arrival."""
+def _requests(path: Path) -> tuple[float, list[RecordedRequest], dict[str, str]]:
+    """The first arrival, all requests with tokens from it on, by arrival, and what became of the others."""
     rows: list[_Request] = []
+    left_out, cut = Counter[str](), 0
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -198,6 +205,16 @@ def _requests(path: Path) -> tuple[float, list[RecordedRequest]]:
             row = _Request.model_validate_json(line)
         except ValidationError as error:
             raise bad_input(_first(error), where=where, expected="docs/recordings.md has every field") from None
+        if row.status != "finished" and (row.status == "failed" or not row.output_tokens):
+            left_out[row.status] += 1
+            continue
+        cut += row.status == "cancelled"
+        if row.first_token_s is None or row.finish_s is None or not row.output_tokens:
+            raise bad_input(
+                "a request that was served needs first_token_s, finish_s and output_tokens",
+                where=where,
+                expected='or "status": "failed"',
+            )
         if not row.arrival_s <= row.first_token_s <= row.finish_s:
             raise bad_input("times run backwards", where=where, expected="arrival_s <= first_token_s <= finish_s")
         if row.token_times_s and len(row.token_times_s) != row.output_tokens:
@@ -233,8 +250,8 @@ def _requests(path: Path) -> tuple[float, list[RecordedRequest]]:
                 name=row.id,
                 group=row.query or row.id,
                 arrival_s=row.arrival_s - zero_s,
-                first_token_s=row.first_token_s - zero_s,
-                finish_s=row.finish_s - zero_s,
+                first_token_s=(row.first_token_s or 0.0) - zero_s,
+                finish_s=(row.finish_s or 0.0) - zero_s,
                 prompt_tokens=row.prompt_tokens,
                 output_tokens=row.output_tokens,
                 prompt=prompt,
@@ -246,7 +263,12 @@ def _requests(path: Path) -> tuple[float, list[RecordedRequest]]:
                 parent=row.parent,
             )
         )
-    return zero_s, requests
+    incomplete = {}
+    if left_out:
+        incomplete["left out"] = ", ".join(f"{number} {status}" for status, number in left_out.items())
+    if cut:
+        incomplete["cancelled"] = f"{cut} requests replayed as ending by themselves after the tokens that they had"
+    return zero_s, requests, incomplete
 
 
 def _steps(path: Path, zero_s: float) -> list[RecordedStep]:

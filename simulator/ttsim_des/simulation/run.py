@@ -42,12 +42,14 @@ def simulate(
     arrivals_ns: Iterator[int] | None,
     progress: Progress | None = None,
     base_dir: Path = HERE,
+    replication: int = 0,
 ) -> Simulated:
     """Run all queries of the scenario to their end.
 
     `arrivals_ns`: arrival times of an open process; None in a closed loop, where a query follows the answer of
     another. `progress(done, offered)` is called at every answer. Files that the strategy names are relative to
-    `base_dir`. Raises NotValidError when an invariant breaks.
+    `base_dir`. `replication`: whose streams the acceptance of drafts is drawn from. Raises NotValidError when an
+    invariant breaks.
     """
     timeline = Timeline()
     queries = scenario.experiment.queries
@@ -67,10 +69,11 @@ def simulate(
     workload = scenario.workload.model_copy(update={"strategy": settings})
     client = Client(workload, strategy, source, timeline, turnaround_ns, on_answer)
     recorders: list[StepRecorder] = []
+    streams = Streams(scenario.seed, replication)
     for name, deployed in {GENERATOR: deployment, **deployment.pools}.items():
         own = [StepRecorder(name, index) for index in range(deployed.replicas)]
         recorders += own
-        luck = None if deployed.acceptance is None else partial(deployed.acceptance.drafting, Streams(scenario.seed))
+        luck = None if deployed.acceptance is None else partial(deployed.acceptance.drafting, streams)
         client.pools[name] = _build_pool(name, deployed, client, timeline, own, scenario.engine.stepping, luck)
     pools = list(client.pools.values())
     collector = Collector(list(client.pools), recorders)

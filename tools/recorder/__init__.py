@@ -1,0 +1,1 @@
+"""Recording real engines: what to send, how to watch, how it is written down."""
