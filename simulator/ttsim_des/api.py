@@ -92,7 +92,7 @@ class Result:
         scenario = self.loaded.scenario
         manifest = make_manifest(
             seed=scenario.seed,
-            inputs=_inputs(self.loaded),
+            inputs=input_files(self.loaded),
             wall_s=self.wall_s,
             started=self.started,
             replication=self.replication,
@@ -190,8 +190,8 @@ def run_context(scenario: Scenario, deployment: Deployment, offered_rate_per_s: 
     )
 
 
-def _inputs(loaded: LoadedScenario) -> dict[str, Path]:
-    """Every file that a run reads, for the manifest's digests."""
+def input_files(loaded: LoadedScenario) -> dict[str, Path]:
+    """Every file that a run reads, by what it is: for digests."""
     scenario, profiles = loaded.scenario, assets.root("profiles")
     cluster, workload = scenario.cluster, scenario.workload
     bundled_model = profiles / "models" / f"{cluster.model}.toml"

@@ -119,7 +119,8 @@ def one_replication(scenario: str, overrides: tuple[str, ...], seed: int | None,
     order = np.argsort(arrival_ns, kind="stable")
     answered = order[finish_ns[order] >= 0]
     latencies_s = (finish_ns[answered] - arrival_ns[answered]) / NS_PER_S
-    return Replication(number, flatten(result.summary), result.summary["stability"]["stable"] is not False, latencies_s)
+    numbers = flatten({name: part for name, part in result.summary.items() if name not in ("schema", "run")})
+    return Replication(number, numbers, result.summary["stability"]["stable"] is not False, latencies_s)
 
 
 def _known(found: Sequence[Replication], precision: Precision) -> bool:

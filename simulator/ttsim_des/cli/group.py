@@ -16,6 +16,8 @@ COMMANDS = {
     "explain": "Tell the life of one query of a finished run.",
     "graph": "Write the queries of a finished run as graphs that can be replayed.",
     "figures": "Draw the figures of a finished run.",
+    "sweep": "Run a scenario at many points, in a directory that can be killed and gone on with.",
+    "compare": "Compare two runs: how the scenarios differ, what changed, and whether it is sure.",
     "frontier": "Run variants of a scenario: accuracy against waiting and against cost.",
     "profile": "Look into GPU profiles, compare them, import them from other simulators.",
     "validate": "Replay a recording of a real engine and say how far off the simulation is.",

@@ -19,6 +19,15 @@ from ttsim_des.errors import EXIT_NOT_VALID, InputError, NotValidError
 @click.option(
     "--check", "full_check", is_flag=True, help="Check every law on the run's tables; exit 4 if one is broken."
 )
+@click.option("--replications", type=click.IntRange(1, 100_000), metavar="R", help="Run R independent replications.")
+@click.option("--precision", metavar="[METRIC=]2%", help="Add replications until a metric is known so well.")
+@click.option(
+    "--max-replications",
+    type=click.IntRange(2, 100_000),
+    default=200,
+    show_default=True,
+    help="With --precision: at most so many.",
+)
 def command(
     scenario: str,
     overrides: tuple[str, ...],
@@ -27,18 +36,39 @@ def command(
     output_format: str,
     figures: bool,
     full_check: bool,
+    replications: int | None,
+    precision: str | None,
+    max_replications: int,
 ) -> None:
     """Simulate SCENARIO (a file, or a bundled scenario's name) and print its metrics.
 
     The result goes to stdout and, with the tables behind it, into a run directory; progress, wall time and the
-    directory's path go to stderr.
+    directory's path go to stderr. With --replications or --precision, means and 95 % intervals over independent
+    replications take their place.
 
     \b
     Examples:
       ttsim-des run best-of-n
       ttsim-des run my.toml --set cluster.replicas=4 --set workload.arrivals.rate_per_s=2
       ttsim-des run my.toml --format json --out runs/tuesday | jq .query.latency_s
+      ttsim-des run best-of-n --replications 20
+      ttsim-des run best-of-n --precision query.latency_s.p95=3%
     """
+    if replications is not None or precision is not None:
+        from ttsim_des.cli.replicated import parse_precision, run_replicated
+
+        if figures or full_check:
+            raise click.UsageError("--figures and --check are for one run, not for several replications.")
+        run_replicated(
+            scenario,
+            overrides,
+            seed,
+            count=replications or 1,
+            precision=parse_precision(precision, max_replications),
+            out=out,
+            as_json=output_format == "json",
+        )
+        return
     started_s = time.perf_counter()
     from ttsim_des.cli.output import choose_run_directory
     from ttsim_des.cli.progress import progress_bar

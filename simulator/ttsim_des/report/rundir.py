@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,18 +69,30 @@ def write_run(
 
     Raises InputError when `out` exists or cannot be written; nothing is left behind then.
     """
+
+    def fill(aside: Path) -> None:
+        write_text(aside / "scenario.toml", scenario_toml)
+        write_text(aside / "summary.json", to_json(summary))
+        for name in [*ALWAYS, *(ON_REQUEST if steps else ())]:
+            _write_parquet(aside / f"{name}.parquet", getattr(tables, name), tables.end_ns)
+
+    return publish(out, manifest, fill)
+
+
+def publish(out: Path, manifest: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
+    """A directory that `fill` writes files into, with a manifest of their digests, renamed to `out` when it is whole.
+
+    Raises InputError when `out` exists or cannot be written; nothing is left behind then.
+    """
     require_free(out)
     aside: Path | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
         aside.chmod(0o755)
-        _write_text(aside / "scenario.toml", scenario_toml)
-        _write_text(aside / "summary.json", to_json(summary))
-        for name in [*ALWAYS, *(ON_REQUEST if steps else ())]:
-            _write_parquet(aside / f"{name}.parquet", getattr(tables, name), tables.end_ns)
+        fill(aside)
         files = {file.name: digest(file) for file in sorted(aside.iterdir())}
-        _write_text(aside / "manifest.json", to_json({**manifest, "files": files}))
+        write_text(aside / "manifest.json", to_json({**manifest, "files": files}))
         _sync(aside)
         if out.exists():  # somebody else was faster
             require_free(out)
@@ -127,7 +139,8 @@ def to_json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """A text file that is on the disk when this returns."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
