@@ -128,7 +128,7 @@ def test_arrivals_are_open_loop(tmp_path: Path) -> None:
     with serving() as (url, seen):
         assert record(url, load(tmp_path, "0.0,20,100,,,", "0.1,21,2,,,"), tmp_path / "out") == 0
     sent = {len(body["prompt"]): body["at_s"] for body in seen}
-    assert 0.08 < sent[21] - sent[20] < 0.35
+    assert 0.08 < sent[21] - sent[20] < 0.4  # The first takes as long at least.
     rows = rows_of(tmp_path / "out")
     assert rows[1]["finish_s"] < rows[0]["finish_s"]
 
@@ -148,13 +148,13 @@ def test_servers_that_count_nothing(tmp_path: Path) -> None:
 
 
 def test_cancels_and_failures_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = load(tmp_path, "0.0,20,500,,,0.2", "0.0,13,5,,,", "0.01,17,5,,,", "0.02,20,5,,,", "0.03,22,5,,,0.0")
+    asked = load(tmp_path, "0.0,20,500,,,0.5", "0.0,13,5,,,", "0.01,17,5,,,", "0.02,20,5,,,", "0.03,22,5,,,0.0")
     with serving() as (url, seen):
         assert record(url, asked, tmp_path / "out") == 0
         time.sleep(0.1)
     rows = {row["id"]: row for row in rows_of(tmp_path / "out")}
     assert rows["q0s0"]["status"] == "cancelled"
-    assert 0 < rows["q0s0"]["output_tokens"] < 100
+    assert 0 < rows["q0s0"]["output_tokens"] < 200
     assert rows["q0s0"]["asked_tokens"] == 500
     assert "thirteen is too many" in rows["q1s0"]["error"]
     assert rows["q2s0"]["status"] == "failed"
