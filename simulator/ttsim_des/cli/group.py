@@ -16,6 +16,7 @@ COMMANDS = {
     "explain": "Tell the life of one query of a finished run.",
     "graph": "Write the queries of a finished run as graphs that can be replayed.",
     "figures": "Draw the figures of a finished run.",
+    "plan": "Find the cheapest configuration that keeps SLOs, or the largest load that one keeps.",
     "sweep": "Run a scenario at many points, in a directory that can be killed and gone on with.",
     "compare": "Compare two runs: how the scenarios differ, what changed, and whether it is sure.",
     "frontier": "Run variants of a scenario: accuracy against waiting and against cost.",
