@@ -69,6 +69,13 @@ def test_what_cannot_be_deployed_is_told_and_the_rest_is_chosen_from(tmp_path: P
         chosen(tmp_path / "out", prune=True, vary=["cluster.tp=7"])
 
 
+def test_a_gpu_without_a_price_is_not_chosen_by_price(tmp_path: Path) -> None:
+    vary = ["cluster.gpu=b200-sxm,h200-sxm", "cluster.replicas=2"]
+    found = chosen(tmp_path / "out", prune=True, vary=vary)
+    assert "set cluster.gpu_hour_usd" in found.candidates[0].why_not
+    assert found.best is found.candidates[1]
+
+
 def test_an_objective_without_a_bound_is_chosen_by_simulation(results: Path) -> None:
     found = plan.choose(
         *("best-of-n", grid(["cluster.replicas=1,2", "engine.max_num_seqs=64,256"]), parse_slos(SLOS), SMALL, None),

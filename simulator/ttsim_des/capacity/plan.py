@@ -105,16 +105,18 @@ def survey(scenario: str, overrides: tuple[str, ...], seed: int | None, objectiv
     work = expected_work(loaded.scenario, loaded.base_dir)
     pools = [deployment, *deployment.pools.values()]
     found = Candidate(variant, gpus=sum(pool.gpus for pool in pools))
+    if objective == USD and any(pool.gpu_hour_usd is None for pool in pools):
+        found.why_not = "no price of its GPU: set cluster.gpu_hour_usd, or minimise cost.gpu_s_per_query"
+        return found
     rate, offered = work.offered_queries_per_s, work.offered_output_tokens_per_s
     if rate is None or offered is None:
         return found
     found.offered_share = offered / deployment.best_throughput(loaded.scenario.workload, work).output_tokens_per_s
     if found.offered_share > 1:
         found.why_not = f"offered {100 * found.offered_share:.0f} % of the best possible throughput"
-    prices = [pool.gpu_hour_usd for pool in pools]
     if objective == GPU_SECONDS:
         found.bound = found.gpus / rate / RATE_SLACK
-    elif objective == USD and None not in prices:
+    elif objective == USD:
         hourly = sum(pool.gpus * (pool.gpu_hour_usd or 0.0) for pool in pools)
         found.bound = hourly / 3600 / rate / RATE_SLACK
     return found
