@@ -21,13 +21,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ttsim_des import assets
+from ttsim_des.gpu_profiles.write import SCHEMA, write_table
 from ttsim_des.latency.geometry import load_geometry
 
-SCHEMA = 1
 PACKAGE = "aiconfigurator-core"
 DTYPES = {"bf16": "bfloat16", "fp8": "fp8"}
 BYTES_PER_ELEMENT = 2  # all-reduce tables are bf16 and count elements
@@ -285,16 +284,6 @@ def read(path: Path) -> list[Row]:
     """All rows of a Parquet file."""
     rows: list[Row] = pq.read_table(path).to_pylist()
     return rows
-
-
-def write_table(path: Path, rows: list[Row]) -> None:
-    """One family's table, small on disk: dictionary encoding, zstd, integers of 32 bits, latencies of 32-bit floats."""
-    types = {"bytes": pa.int64(), "latency_us": pa.float32()}
-    columns = {}
-    for name, value in rows[0].items():
-        kind = pa.string() if isinstance(value, str) else types.get(name, pa.int32())
-        columns[name] = pa.array([row[name] for row in rows], kind)
-    pq.write_table(pa.table(columns), path, compression="zstd", compression_level=19)
 
 
 def meta_text(

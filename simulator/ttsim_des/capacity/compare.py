@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ttsim_des.errors import bad_input, nearest_name
-from ttsim_des.metrics.flat import Flat
+from ttsim_des.metrics.flat import Flat, in_all
 from ttsim_des.metrics.stats import mean_interval, student_t_quantile
 
 Verdict = Literal["better", "worse", "same", "unclear", "differs"]
@@ -96,7 +96,7 @@ def compare(
     others = [second[number] for number in common] if common else list(second.values())
     found = {}
     for name in ones[0]:
-        mine, theirs = _known(ones, name), _known(others, name)
+        mine, theirs = in_all(ones, name), in_all(others, name)
         if mine is None or theirs is None:
             continue
         change, half_width = _paired(mine, theirs) if common else _welch(mine, theirs)
@@ -107,12 +107,6 @@ def compare(
         verdict = _verdict(name, change_pct, half_pct, band_pct)
         found[name] = Difference(name, base, float(np.mean(theirs)), change_pct, half_pct, bool(common), verdict)
     return found
-
-
-def _known(rows: Sequence[Flat], name: str) -> list[float] | None:
-    values = [row.get(name) for row in rows]
-    known = [value for value in values if value is not None]
-    return known if len(known) == len(values) else None
 
 
 def _paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:

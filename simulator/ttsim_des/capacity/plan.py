@@ -22,7 +22,7 @@ from ttsim_des.capacity.slo import Slo, State, worst
 from ttsim_des.capacity.sweep import plan_sweep, run_sweep
 from ttsim_des.deployment import deploy
 from ttsim_des.errors import InputError, bad_input
-from ttsim_des.metrics.flat import Flat
+from ttsim_des.metrics.flat import Flat, in_all
 from ttsim_des.workload.expected import expected_work
 
 USD, GPU_SECONDS = "cost.query_usd", "cost.gpu_s_per_query"
@@ -58,9 +58,8 @@ class Candidate:
 
     def mean(self, metric: str) -> float | None:
         """Mean over replications; None when one of them does not give it."""
-        values = [run.get(metric) for run in self.runs]
-        known = [value for value in values if value is not None]
-        return fmean(known) if known and len(known) == len(values) else None
+        known = in_all(self.runs, metric)
+        return fmean(known) if known else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import numpy as np
 from ttsim_des.api import load, run
 from ttsim_des.errors import bad_input, nearest_name
 from ttsim_des.metrics.columns import column
-from ttsim_des.metrics.flat import Flat, flatten
+from ttsim_des.metrics.flat import Flat, flatten, in_all
 from ttsim_des.metrics.stats import FloatArray, mean_interval
 from ttsim_des.records.long_table import whole
 from ttsim_des.units import NS_PER_S
@@ -139,9 +139,8 @@ def intervals(replications: Sequence[Replication]) -> dict[str, Interval]:
     """The interval of every metric that all replications give."""
     found = {}
     for name in replications[0].metrics:
-        values = [replication.metrics.get(name) for replication in replications]
-        known = [value for value in values if value is not None]
-        if len(known) == len(values):
+        known = in_all((replication.metrics for replication in replications), name)
+        if known is not None:
             mean, half_width = mean_interval(known)
             found[name] = Interval(mean, half_width, len(known))
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ttsim_des.errors import bad_input, nearest_name
-from ttsim_des.metrics.flat import Flat
+from ttsim_des.metrics.flat import Flat, in_all
 from ttsim_des.metrics.stats import mean_interval
 
 State = Literal["holds", "fails", "unclear", "withheld"]
@@ -39,9 +39,8 @@ class Slo:
                 expected="a number of summary.json by its path, such as query.latency_s.p95",
                 nearest=nearest_name(self.metric, replications[0]),
             )
-        values = [row.get(self.metric) for row in replications]
-        known = [value for value in values if value is not None]
-        if len(known) < len(values):
+        known = in_all(replications, self.metric)
+        if known is None:
             return "withheld"
         mean, half_width = mean_interval(known)
         low, high = mean - half_width, mean + half_width

@@ -29,3 +29,11 @@ def choose_run_directory(out: str | None, name: str) -> Path:
         reason = getattr(error, "strerror", None) or str(error)
         raise bad_input(f"cannot be written: {reason}", key="--out", where=str(directory)[:200]) from None
     return directory
+
+
+def short_path(directory: Path) -> str:
+    """A path as people type it: from here, where it lies below."""
+    try:
+        return str(directory.relative_to(Path.cwd()))
+    except ValueError:
+        return str(directory)

@@ -6,7 +6,6 @@ import re
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,7 +47,7 @@ def run_replicated(
     started, clock_s = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     from ttsim_des.api import input_files
     from ttsim_des.capacity.replications import intervals, replicate, warmup_advice
-    from ttsim_des.cli.output import choose_run_directory
+    from ttsim_des.cli.output import choose_run_directory, short_path
     from ttsim_des.cli.progress import progress_bar
     from ttsim_des.report.manifest import make_manifest
     from ttsim_des.report.replicated import finite, render, write_replicated
@@ -92,14 +91,7 @@ def run_replicated(
         click.echo(to_json(content), nl=False)
     else:
         click.echo(render(loaded.scenario.name, shown, len(found), advice), nl=False)
-    click.echo(f"run directory: {_short(directory)}  ({wall_s:.2f} s)", err=True)
+    click.echo(f"run directory: {short_path(directory)}  ({wall_s:.2f} s)", err=True)
     if unstable:
         click.echo("not valid as asked: the queue grows without bound, so there is no steady state", err=True)
         raise click.exceptions.Exit(EXIT_NOT_VALID)
-
-
-def _short(directory: Path) -> str:
-    try:
-        return str(directory.relative_to(Path.cwd()))
-    except ValueError:
-        return str(directory)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import click
 
@@ -70,7 +69,7 @@ def command(
         )
         return
     started_s = time.perf_counter()
-    from ttsim_des.cli.output import choose_run_directory
+    from ttsim_des.cli.output import choose_run_directory, short_path
     from ttsim_des.cli.progress import progress_bar
     from ttsim_des.scenario.load import load_scenario
 
@@ -94,16 +93,9 @@ def command(
         from ttsim_des.report.table import render
 
         click.echo(render(result.summary), nl=False)
-    click.echo(f"run directory: {_shown(directory)}  ({time.perf_counter() - started_s:.2f} s)", err=True)
+    click.echo(f"run directory: {short_path(directory)}  ({time.perf_counter() - started_s:.2f} s)", err=True)
     if broken:
         raise NotValidError("\n".join(["laws broken by this run (please report it):", *broken]))
     if result.summary["stability"]["stable"] is False:
         click.echo("not valid as asked: the queue grows without bound, so there is no steady state", err=True)
         raise click.exceptions.Exit(EXIT_NOT_VALID)
-
-
-def _shown(directory: Path) -> str:
-    try:
-        return str(directory.relative_to(Path.cwd()))
-    except ValueError:
-        return str(directory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Flat = dict[str, float | None]
@@ -18,3 +18,10 @@ def flatten(summary: Mapping[str, Any], prefix: str = "") -> Flat:
         elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
             found[path] = value
     return found
+
+
+def in_all(rows: Iterable[Flat], name: str) -> list[float] | None:
+    """The values of one metric in several runs; None unless all of them give it."""
+    values = [row.get(name) for row in rows]
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else None

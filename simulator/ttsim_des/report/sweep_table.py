@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ttsim_des.metrics.flat import in_all
 from ttsim_des.report.replicated import HEADLINES
 from ttsim_des.report.rundir import write_text
 
@@ -68,6 +69,5 @@ def render(results: Results) -> str:
 
 
 def _mean(runs: Sequence[Mapping[str, Any]], label: str) -> float | None:
-    values = [run["metrics"].get(HEADLINES[label][0]) for run in runs]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    known = in_all((run["metrics"] for run in runs), HEADLINES[label][0])
+    return sum(known) / len(known) if known else None
