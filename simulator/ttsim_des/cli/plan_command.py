@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ttsim_des.cli.options import scenario_options
+
+if TYPE_CHECKING:
+    from ttsim_des.capacity.frontier import Variant
+    from ttsim_des.capacity.slo import Slo
+
+    Asked = tuple[list[Slo], tuple[str, ...], int | None, Path]
+    """SLOs, overrides, seed, directory."""
 
 
 @click.command("plan")
@@ -55,13 +64,9 @@ def command(
         --vary cluster.replicas=1,2,4
       ttsim-des plan best-of-n --slo 'query.latency_s.mean < 60' --largest-load
     """
-    from ttsim_des.capacity import plan
     from ttsim_des.capacity.frontier import grid
     from ttsim_des.capacity.slo import parse_slos
     from ttsim_des.errors import EXIT_THRESHOLD
-    from ttsim_des.report import plan_view
-    from ttsim_des.report.replicated import HEADLINES
-    from ttsim_des.report.rundir import to_json
     from ttsim_des.scenario.load import load_scenario
 
     if largest_load and (vary or objective or no_pruning):
@@ -69,48 +74,48 @@ def command(
     parsed = parse_slos(slos)
     name = load_scenario(scenario, overrides, seed).scenario.name
     directory = Path(out) if out is not None else Path("runs") / f"{name}-plan"
-    progress = _show if sys.stderr.isatty() else _ignore
-    texts = [str(slo) for slo in parsed]
+    asked = (parsed, overrides, seed, directory)
+    common = {"replications": replications, "progress": _show if sys.stderr.isatty() else _ignore}
     if largest_load:
-        found = plan.largest_load(
-            scenario,
-            parsed,
-            overrides,
-            seed,
-            directory,
-            replications=replications,
-            resolution=resolution,
-            progress=progress,
-        )
-        probes = [asdict(probe) for probe in found.probes]
-        means = {path: plan.Candidate((), runs=found.runs).mean(path) for path, _ in HEADLINES.values()}
-        if as_json:
-            content = {
-                "schema": 1,
-                "slos": texts,
-                "largest_per_s": found.kept_per_s,
-                "broken_per_s": found.broken_per_s,
-            }
-            content |= {"best_possible_per_s": found.best_possible_per_s, "probes": probes, "means": means}
-            click.echo(to_json(content), nl=False)
-        else:
-            text = plan_view.load(found.kept_per_s, found.broken_per_s, found.best_possible_per_s, probes, means, texts)
-            click.echo(text, nl=False)
-        if found.kept_per_s is None:
-            raise SystemExit(EXIT_THRESHOLD)
-        return
-    chosen = plan.choose(
-        scenario,
-        grid(vary),
-        parsed,
-        overrides,
-        seed,
-        directory,
-        objective=objective or plan.USD,
-        replications=replications,
-        prune=not no_pruning,
-        progress=progress,
-    )
+        is_found = _largest_load(scenario, asked, as_json, resolution=resolution, **common)
+    else:
+        is_found = _cheapest(scenario, grid(vary), asked, objective, as_json, prune=not no_pruning, **common)
+    if not is_found:
+        raise SystemExit(EXIT_THRESHOLD)
+
+
+def _largest_load(scenario: str, asked: Asked, as_json: bool, **how: Any) -> bool:
+    """Find and print the largest load; whether there is one."""
+    from ttsim_des.capacity import plan
+    from ttsim_des.report import plan_view
+    from ttsim_des.report.replicated import HEADLINES
+    from ttsim_des.report.rundir import to_json
+
+    found = plan.largest_load(scenario, *asked, **how)
+    texts = [str(slo) for slo in asked[0]]
+    probes = [asdict(probe) for probe in found.probes]
+    means = {path: plan.Candidate((), runs=found.runs).mean(path) for path, _ in HEADLINES.values()}
+    if as_json:
+        content = {"schema": 1, "slos": texts, "largest_per_s": found.kept_per_s, "broken_per_s": found.broken_per_s}
+        content |= {"best_possible_per_s": found.best_possible_per_s, "probes": probes, "means": means}
+        click.echo(to_json(content), nl=False)
+    else:
+        text = plan_view.load(found.kept_per_s, found.broken_per_s, found.best_possible_per_s, probes, means, texts)
+        click.echo(text, nl=False)
+    return found.kept_per_s is not None
+
+
+def _cheapest(
+    scenario: str, variants: Sequence[Variant], asked: Asked, objective: str | None, as_json: bool, **how: Any
+) -> bool:
+    """Choose and print a configuration; whether there is one that keeps the SLOs."""
+    from ttsim_des.capacity import plan
+    from ttsim_des.report import plan_view
+    from ttsim_des.report.replicated import HEADLINES
+    from ttsim_des.report.rundir import to_json
+
+    chosen = plan.choose(scenario, variants, *asked, objective=objective or plan.USD, **how)
+    texts = [str(slo) for slo in asked[0]]
     rows = [
         {
             "variant": list(candidate.variant),
@@ -131,8 +136,7 @@ def command(
         click.echo(to_json({**content, "simulated": chosen.simulated, "candidates": rows}), nl=False)
     else:
         click.echo(plan_view.choice(rows, best, texts, chosen.simulated, chosen.objective), nl=False)
-    if best is None:
-        raise SystemExit(EXIT_THRESHOLD)
+    return best is not None
 
 
 def _show(text: str) -> None:
