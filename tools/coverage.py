@@ -37,8 +37,8 @@ from world import (  # type: ignore[import-not-found]
 
 LOAD = 0.5
 MEAN_TOKENS = 500
-QUERIES = 150
-WARMUP = 30
+QUERIES = 500
+WARMUP = 50
 LENGTHS = {"distribution": "table", "file": "lengths.parquet", "column": "tokens"}
 LEAST_PCT, MOST_PCT = 92.5, 97.5
 Replicate = Callable[[int], float]
@@ -103,12 +103,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--macro-runs", type=int, default=1000)
     parser.add_argument("--replications", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--queue", choices=list(truths()), action="append", help="only this one; repeatable")
     arguments = parser.parse_args(argv)
     number = arguments.macro_runs * arguments.replications
     is_fine = True
     print("| queue | theory | mean of all replications | coverage | half width |\n|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(os.cpu_count()) as pool:
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(arguments.workers) as pool:
         lengths_file(Path(folder), oracles.geometric_quantiles(MEAN_TOKENS, 4000))
         for name, (replicate, truth) in truths().items():
             if arguments.queue and name not in arguments.queue:

@@ -7,17 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from small_runs import SETS
 
 from ttsim_des.capacity.compare import compare, parse_gates, scenario_changes
 from ttsim_des.cli import main
 from ttsim_des.errors import InputError
-
-SMALL = [
-    "experiment.queries=60",
-    "workload.output.mean=200",
-    "workload.max_tokens=1000",
-    "workload.arrivals.rate_per_s=3",
-]
 
 
 def invoke(*arguments: str) -> Result:
@@ -35,8 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "other": ["--replications", "3", "--seed", "99"],
         "single": [],
     }.items():
-        changes = [part for change in SMALL for part in ("--set", change)]
-        told = invoke("run", "best-of-n", *changes, *more, "--out", str(folder / name))
+        told = invoke("run", "best-of-n", *SETS, *more, "--out", str(folder / name))
         assert told.exit_code == 0, told.output
     return folder
 

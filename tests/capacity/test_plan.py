@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ttsim_des import load, run
 from ttsim_des.capacity import plan
-from ttsim_des.capacity.frontier import grid
+from ttsim_des.capacity.candidate import TIMELESS, USD
+from ttsim_des.capacity.executors import LocalExecutor
+from ttsim_des.capacity.grid import grid
+from ttsim_des.capacity.question import Question
 from ttsim_des.capacity.slo import Slo, parse_slos, worst
 from ttsim_des.cli import main
 from ttsim_des.errors import InputError
@@ -18,7 +22,7 @@ SMALL = [
     "workload.arrivals.rate_per_s=12",
 ]
 SETS = [part for change in SMALL for part in ("--set", change)]
-VARY = ["cluster.gpu=a100-sxm,h200-sxm", "cluster.replicas=1,2,4", "engine.max_num_seqs=32,256"]
+VARY = ["cluster.gpu=a100-sxm,h200-sxm", "cluster.replicas=1,2,4", "engine.max_num_seqs=32,256,512,1024"]
 SLOS = ("query.latency_s.p95 < 6",)
 
 
@@ -26,10 +30,15 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["plan", "best-of-n", *SETS, *arguments])
 
 
-def chosen(out: Path, *, prune: bool, slos: tuple[str, ...] = SLOS, vary: list[str] = VARY) -> plan.Choice:
-    return plan.choose(
-        "best-of-n", grid(vary), parse_slos(slos), SMALL, None, out, replications=3, workers=2, prune=prune
-    )
+def asked(executor: LocalExecutor, out: Path, slos: tuple[str, ...] = SLOS) -> Question:
+    return Question("best-of-n", tuple(SMALL), None, parse_slos(slos), 3, out, executor)
+
+
+def chosen(
+    out: Path, *, prune: bool, slos: tuple[str, ...] = SLOS, vary: list[str] = VARY, objective: str = USD
+) -> plan.Choice:
+    with LocalExecutor(2) as executor:
+        return plan.choose(asked(executor, out, slos), grid(vary), objective, prune=prune)
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +51,82 @@ def test_pruning_changes_the_work_and_not_the_choice(results: Path) -> None:
     assert brute.best is not None
     assert pruned.best is not None
     assert pruned.best.variant == brute.best.variant
-    assert brute.simulated == len(brute.candidates) == 12
-    assert pruned.simulated <= 0.6 * brute.simulated
+    assert brute.simulated == len(brute.candidates) == 24
+    assert pruned.simulated <= 0.4 * brute.simulated
     reasons = [candidate.why_not for candidate in pruned.candidates]
     assert any(reason.startswith("offered ") for reason in reasons)
     assert any(reason.startswith("cannot be cheaper") for reason in reasons)
 
 
-def test_bounds_are_bounds(results: Path) -> None:
-    """What was pruned, simulated after all, is what the bound said."""
-    for candidate in chosen(results, prune=False).candidates:
-        value = candidate.mean(plan.USD)
-        if candidate.bound is not None and value is not None:
-            assert candidate.bound <= value
-        if candidate.offered_share is not None and candidate.offered_share > 1:
-            assert candidate.state != "holds"
+def test_what_is_known_without_simulating_is_true(results: Path) -> None:
+    """Bounds and twins of pruned candidates, against their own simulations."""
+    pruned, brute = (chosen(results, prune=prune).candidates for prune in (True, False))
+    twins = 0
+    for known, told in zip(pruned, brute, strict=True):
+        if known.offered_share is not None and known.offered_share > 1:
+            assert told.state != "holds"
+        for metric in known.bounds:
+            value = told.value(metric)
+            assert value is None or known.at_least(metric) <= value
+        if known.twin:
+            twins += 1
+            shown = ("query.latency_s.p95", "request.tpot_s.mean", "steps.count", "prefix_cache.cached_tokens")
+            assert [[row[name] for name in shown] for row in told.runs] == [
+                [row[name] for name in shown] for row in known.runs
+            ]
+    assert twins >= 2
+    bounded = [candidate for candidate in pruned if "query.latency_s.p95" in candidate.bounds]
+    assert len(bounded) >= 10
+
+
+def test_a_limit_that_was_met_has_no_twin(results: Path) -> None:
+    candidates = chosen(results, prune=True, vary=["engine.max_num_seqs=64,256,512", "cluster.replicas=2"]).candidates
+    by_limit = {candidate.variant[0]: candidate for candidate in candidates}
+    small, large = by_limit["engine.max_num_seqs=64"], by_limit["engine.max_num_seqs=256"]
+    assert small.runs
+    assert small.runs[0]["batch.peak_running"] == 64
+    assert not large.runs_like(small)
+
+
+def test_an_slo_that_even_an_idle_engine_misses_costs_one_workload(tmp_path: Path) -> None:
+    found = chosen(tmp_path / "out", prune=True, slos=("query.latency_s.p95 < 0.2",))
+    assert found.best is None
+    assert found.simulated == 0
+    assert {candidate.why_not for candidate in found.candidates if (candidate.offered_share or 0) < 1} == {
+        "misses query.latency_s.p95 < 0.2 even without load"
+    }
+
+
+STRATEGY = "workload.strategy."
+TREE = ("samples=4", "width=2", "step_tokens=200", "iterations=10")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("single", ()),
+        ("best_of_n", ("samples=4",)),
+        ("self_consistency", ("samples=5",)),
+        ("beam_search", TREE),
+        ("dvts", TREE),
+        ("rebase", ("samples=4", "step_tokens=200", "iterations=10", "temperature=0.2")),
+        ("sequential_revision", ("rounds=2", "append_tokens=4")),
+        ("budget_forcing", ("rounds=2", "min_tokens=400", "continue_share=0.5", "answer_tokens=20")),
+    ],
+)
+def test_load_changes_neither_accuracy_nor_critical_tokens_of_timeless_strategies(
+    name: str, settings: tuple[str, ...]
+) -> None:
+    assert name in TIMELESS
+    removed = [f"{STRATEGY}{key}=" for key in ("verifier", "width", "step_tokens", "iterations", "samples")]
+    changes = [*removed, "verifier=", f"{STRATEGY}name={name}", *(STRATEGY + text for text in settings)]
+    found = []
+    for rate in (0.001, 8.0):
+        summary = run(
+            load("beam-search", [*changes, "experiment.queries=60", f"workload.arrivals.rate_per_s={rate}"])
+        ).summary
+        found.append((summary["accuracy"]["share"], summary["query"]["critical_tokens"]["p50"]))
+    assert found[0] == found[1]
 
 
 def test_what_cannot_be_deployed_is_told_and_the_rest_is_chosen_from(tmp_path: Path) -> None:
@@ -77,13 +147,8 @@ def test_a_gpu_without_a_price_is_not_chosen_by_price(tmp_path: Path) -> None:
 
 
 def test_an_objective_without_a_bound_is_chosen_by_simulation(results: Path) -> None:
-    found = plan.choose(
-        *("best-of-n", grid(["cluster.replicas=1,2", "engine.max_num_seqs=64,256"]), parse_slos(SLOS), SMALL, None),
-        results,
-        objective="query.latency_s.mean",
-        replications=3,
-        workers=2,
-    )
+    vary = ["cluster.replicas=1,2", "engine.max_num_seqs=64,256"]
+    found = chosen(results, prune=True, vary=vary, objective="query.latency_s.mean")
     assert found.best is not None
     assert found.best.variant == ("cluster.replicas=2", "engine.max_num_seqs=256")
     assert found.simulated == sum(not candidate.why_not.startswith("offered") for candidate in found.candidates) >= 2

@@ -10,18 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from small_runs import SETS, SMALL
 
 from ttsim_des import api
 from ttsim_des.capacity.replications import Interval, Replication, intervals, mser5, replicate, warmup_advice
 from ttsim_des.cli import main
 
 ROOT = Path(__file__).parents[2]
-SMALL = [
-    "experiment.queries=60",
-    "workload.output.mean=200",
-    "workload.max_tokens=1000",
-    "workload.arrivals.rate_per_s=3",
-]
 
 
 def invoke(*arguments: str) -> Result:
@@ -29,8 +24,7 @@ def invoke(*arguments: str) -> Result:
 
 
 def run_small(out: Path, *more: str) -> Result:
-    changes = [part for change in SMALL for part in ("--set", change)]
-    return invoke("run", "best-of-n", *changes, "--out", str(out), *more)
+    return invoke("run", "best-of-n", *SETS, "--out", str(out), *more)
 
 
 def rows_of(out: Path) -> list[dict[str, str]]:
@@ -146,11 +140,13 @@ def test_warm_up_advice_is_on_the_average() -> None:
     assert warmup_advice([replication(0, 1.0, [1.0, 2.0])]) is None
 
 
-def test_coverage_of_nominal_intervals() -> None:
+def test_coverage_of_nominal_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small version of tools/coverage.py: its full result is in docs/statistics.md."""
     sys.path.insert(0, str(ROOT / "tools"))
     import coverage
 
+    monkeypatch.setattr(coverage, "QUERIES", 150)
+    monkeypatch.setattr(coverage, "WARMUP", 30)
     replications = 8
     truth = coverage.truths()["M/D/1"][1]
     values = [coverage.md1(Path(), number) for number in range(40 * replications)]

@@ -13,19 +13,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from small_runs import SETS, SMALL
 
-from ttsim_des.capacity import sweep as sweep_module
-from ttsim_des.capacity.sweep import Task, plan_sweep, read_point, run_sweep
+from ttsim_des.capacity import executors
+from ttsim_des.capacity.executors import LocalExecutor
+from ttsim_des.capacity.sweep import read_point, run_sweep
+from ttsim_des.capacity.task import Content, Task, run_task, tasks_of
 from ttsim_des.cli import main
 from ttsim_des.errors import InputError, NotValidError
 
-SMALL = [
-    "experiment.queries=60",
-    "workload.output.mean=200",
-    "workload.max_tokens=1000",
-    "workload.arrivals.rate_per_s=3",
-]
-SETS = [part for change in SMALL for part in ("--set", change)]
+ROOT = Path(__file__).parents[2]
 VARY = ("--vary", "workload.strategy.samples=1,2,4", "--vary", "cluster.replicas=1,2")
 
 
@@ -82,18 +79,25 @@ def test_the_table_does_not_depend_on_workers(finished: Path, tmp_path: Path) ->
 
 def test_a_strategy_source_is_part_of_the_key(tmp_path: Path) -> None:
     source = tmp_path / "mine.py"
-    text = (Path(__file__).parents[2] / "docs" / "strategies.md").read_text()
+    text = (ROOT / "docs" / "strategies.md").read_text()
     code = text[text.index("```python") + 9 :]
     source.write_text(code[: code.index("```")])
     keys = []
     for _ in range(2):
-        try:
-            plan = plan_sweep("best-of-n", [()], [*SMALL, f"workload.strategy.name={source}:strategy"], None, 1)
-        except InputError:
-            pytest.skip("the documented example is not a strategy of this form")
-        keys.append(plan.tasks[0].key)
+        (task,) = tasks_of("best-of-n", [()], [*SMALL, f"workload.strategy.name={source}:strategy"], None, 1)
+        keys.append(task.key)
         source.write_text(source.read_text() + "\n# another source\n")
     assert keys[0] != keys[1]
+
+
+def test_a_file_that_changes_meanwhile_is_not_taken_for_the_one_of_the_sweep(tmp_path: Path) -> None:
+    scenario = tmp_path / "mine.toml"
+    scenario.write_text((ROOT / "scenarios" / "best-of-n.toml").read_text())
+    (task,) = tasks_of(str(scenario), [()], SMALL, None, 1)
+    assert run_task(task)["key"] == task.key
+    scenario.write_text(scenario.read_text().replace("samples = 8", "samples = 2"))
+    with pytest.raises(InputError, match="the scenario seen by this worker are not those of the sweep"):
+        run_task(task)
 
 
 def test_half_written_results_are_run_again(finished: Path, tmp_path: Path) -> None:
@@ -132,48 +136,86 @@ def test_a_killed_sweep_is_gone_on_with(tmp_path: Path, finished: Path) -> None:
     assert table(out) == table(finished)
 
 
-def die_once(scenario: str, overrides: Any, seed: Any, task: Task, points: Path) -> dict[str, Any]:
+DIED = "TTSIM_TEST_DIED"
+
+
+def die_once(task: Task) -> Content:
     """A worker that is killed in the middle of its first task of the second point."""
-    marker = points.parent / "died"
+    marker = Path(os.environ[DIED])
     if task.variant == ("workload.strategy.samples=2",) and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return REAL(scenario, overrides, seed, task, points)
+    return run_task(task)
 
 
-def die_always(scenario: str, overrides: Any, seed: Any, task: Task, points: Path) -> dict[str, Any]:
+def die_always(task: Task) -> Content:
     if task.variant == ("workload.strategy.samples=2",):
         os.kill(os.getpid(), signal.SIGKILL)
-    return REAL(scenario, overrides, seed, task, points)
+    return run_task(task)
 
 
-REAL = sweep_module.run_task
 VARIANTS = [(f"workload.strategy.samples={samples}",) for samples in (1, 2, 4)]
 
 
+def run_all(out: Path, replications: int) -> list[dict[str, Any]]:
+    with LocalExecutor(2) as executor:
+        return run_sweep(tasks_of("best-of-n", VARIANTS, SMALL, None, replications), out, executor)
+
+
 def test_a_worker_that_dies_costs_a_retry_not_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    undisturbed = run_sweep(plan_sweep("best-of-n", VARIANTS, SMALL, None, 2), tmp_path / "fine", 2)
-    monkeypatch.setattr(sweep_module, "run_task", die_once)
-    results = run_sweep(plan_sweep("best-of-n", VARIANTS, SMALL, None, 2), tmp_path / "out", 2)
-    assert (tmp_path / "out" / "died").exists()
-    assert results == undisturbed
+    undisturbed = run_all(tmp_path / "fine", 2)
+    monkeypatch.setenv(DIED, str(tmp_path / "died"))
+    monkeypatch.setattr(executors, "run_task", die_once)
+    assert run_all(tmp_path / "out", 2) == undisturbed
+    assert (tmp_path / "died").exists()
 
 
 def test_a_point_that_kills_its_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "run_task", die_always)
-    plan = plan_sweep("best-of-n", VARIANTS, SMALL, None, 1)
+    monkeypatch.setattr(executors, "run_task", die_always)
     with pytest.raises(NotValidError, match=r"samples=2 .*dies every time"):
-        run_sweep(plan, tmp_path / "out", 2)
-    others = [task for task in plan.tasks if task.variant[0].endswith(("=1", "=4"))]
+        run_all(tmp_path / "out", 1)
+    others = [task for task in tasks_of("best-of-n", VARIANTS, SMALL, None, 1) if "=2" not in task.variant[0]]
     assert any(read_point(tmp_path / "out" / "points", task.key) for task in others)
+
+
+def test_workers_end_when_their_sweep_is_killed(tmp_path: Path) -> None:
+    """The parent alone is killed: its workers end too, and its directory is free at once."""
+    entry = [sys.executable, "-c", "from ttsim_des.cli import main; main()"]
+    command = [*entry, "sweep", "best-of-n", *SETS, *VARY, "--replications", "50", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("out/points/*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    told = invoke(tmp_path / "out", *VARY[:2])
+    assert told.exit_code == 0, told.output
+    while True:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_two_sweeps_do_not_share_a_directory(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with sweep_module._alone(tmp_path / "out"):
-        told = invoke(tmp_path / "out", *VARY)
+    hold = (
+        "import sys, pathlib; from ttsim_des.capacity.sweep import _alone\n"
+        "with _alone(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    told = invoke(tmp_path / "out", *VARY)
     assert told.exit_code == 2
     assert "another process sweeps" in told.output
+    holder.communicate("")
+    assert invoke(tmp_path / "out", *VARY[:2]).exit_code == 0
 
 
 def test_points_from_a_file(tmp_path: Path) -> None:

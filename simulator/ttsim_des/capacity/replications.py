@@ -21,6 +21,7 @@ from ttsim_des.metrics.columns import column
 from ttsim_des.metrics.flat import Flat, flatten, in_all
 from ttsim_des.metrics.stats import FloatArray, mean_interval
 from ttsim_des.records.long_table import whole
+from ttsim_des.scenario.load import LoadedScenario
 from ttsim_des.units import NS_PER_S
 
 FEWEST_FOR_PRECISION = 5
@@ -113,7 +114,12 @@ def _in_order(
 
 def one_replication(scenario: str, overrides: tuple[str, ...], seed: int | None, number: int) -> Replication:
     """Run one replication of a scenario."""
-    result = run(load(scenario, overrides, seed), replication=number)
+    return replication_of(load(scenario, overrides, seed), number)
+
+
+def replication_of(loaded: LoadedScenario, number: int) -> Replication:
+    """Run one replication of a scenario that is loaded already."""
+    result = run(loaded, replication=number)
     queries = whole(result.tables.queries)
     arrival_ns, finish_ns = (column(queries, name) for name in ("arrival_ns", "finish_ns"))
     order = np.argsort(arrival_ns, kind="stable")

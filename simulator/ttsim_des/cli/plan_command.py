@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ttsim_des.cli.executor_options import executor_options, make_executor
 from ttsim_des.cli.options import scenario_options
 
 if TYPE_CHECKING:
-    from ttsim_des.capacity.frontier import Variant
-    from ttsim_des.capacity.slo import Slo
-
-    Asked = tuple[list[Slo], tuple[str, ...], int | None, Path]
-    """SLOs, overrides, seed, directory."""
+    from ttsim_des.capacity.plan import Choice
+    from ttsim_des.capacity.question import Question
 
 
 @click.command("plan")
 @scenario_options
+@click.option("--slo", "slos", multiple=True, metavar="SLO", help="E.g. 'query.latency_s.p95 < 60'; repeatable.")
 @click.option(
-    "--slo", "slos", multiple=True, required=True, metavar="SLO", help="E.g. 'query.latency_s.p95 < 60'; repeatable."
+    "--vary", multiple=True, metavar="KEY=a,b,c", help="Candidates: all combinations; a range is KEY=LOW..HIGH."
 )
-@click.option("--vary", multiple=True, metavar="KEY=a,b,c", help="Candidates: all combinations; repeatable.")
+@click.option("--points", metavar="FILE", help="A CSV file of candidates: its header names keys.")
 @click.option("--minimise", "objective", metavar="METRIC", help="Choose by this.  [default: cost per query]")
+@click.option("--front", is_flag=True, help="Instead: the Pareto front of cost, p95 query latency and accuracy.")
 @click.option("--largest-load", is_flag=True, help="Instead: the largest arrival rate that keeps the SLOs.")
 @click.option("--replications", type=click.IntRange(2, 1000), default=5, show_default=True, help="Of each simulation.")
 @click.option(
@@ -36,65 +35,118 @@ if TYPE_CHECKING:
     show_default=True,
     help="With --largest-load: relative.",
 )
+@click.option(
+    "--trials", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Where ranges are searched."
+)
 @click.option("--no-pruning", is_flag=True, help="Simulate every candidate that can be deployed.")
 @click.option("--out", metavar="DIR", help="Where results are kept and looked for.  [default: runs/NAME-plan]")
+@executor_options
+@click.option("--plot", metavar="FILE", help="With --front: draw it into this PNG file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def command(
     scenario: str,
     slos: tuple[str, ...],
     vary: tuple[str, ...],
+    points: str | None,
     objective: str | None,
+    front: bool,
     largest_load: bool,
     replications: int,
     resolution: float,
+    trials: int,
     no_pruning: bool,
     out: str | None,
+    workers: int | None,
+    executor: str,
+    address: str | None,
+    plot: str | None,
     as_json: bool,
     overrides: tuple[str, ...],
     seed: int | None,
 ) -> None:
-    """Find the cheapest configuration of SCENARIO that keeps SLOs, or the largest load that it keeps.
+    """Find the cheapest configuration of SCENARIO that keeps SLOs, all that are worth their cost, or the largest load.
 
     An SLO is kept when the whole 95 % interval over replications keeps it; while that is unclear, up to four times as
-    many replications are run. Exit code 3 when nothing keeps them all.
+    many replications are run. More than two ranges are searched (optuna). Exit code 3 when nothing keeps the SLOs.
 
     \b
     Examples:
       ttsim-des plan best-of-n --slo 'query.latency_s.p95 < 100' --vary cluster.gpu=a100-sxm,h200-sxm
         --vary cluster.replicas=1,2,4
+      ttsim-des plan best-of-n --front --vary cluster.gpu=a100-sxm,h200-sxm --vary cluster.tp=1,2,4
       ttsim-des plan best-of-n --slo 'query.latency_s.mean < 60' --largest-load
     """
-    from ttsim_des.capacity.frontier import grid
+    from ttsim_des.capacity.question import Question, nobody
     from ttsim_des.capacity.slo import parse_slos
     from ttsim_des.errors import EXIT_THRESHOLD
     from ttsim_des.scenario.load import load_scenario
 
-    if largest_load and (vary or objective or no_pruning):
-        raise click.UsageError("--largest-load is a question of its own: leave --vary, --minimise, --no-pruning out.")
+    if largest_load and (vary or points or objective or no_pruning or front):
+        raise click.UsageError(
+            "--largest-load is a question of its own: leave --vary, --points, --minimise, --front, --no-pruning out."
+        )
+    if front and objective:
+        raise click.UsageError("--front looks at cost, latency and accuracy: leave --minimise out.")
+    if plot is not None and not front:
+        raise click.UsageError("--plot draws a front: say --front.")
+    if not slos and not front:
+        raise click.UsageError("Missing option '--slo'.")
     parsed = parse_slos(slos)
-    name = load_scenario(scenario, overrides, seed).scenario.name
-    directory = Path(out) if out is not None else Path("runs") / f"{name}-plan"
-    asked = (parsed, overrides, seed, directory)
-    common = {"replications": replications, "progress": _show if sys.stderr.isatty() else _ignore}
-    if largest_load:
-        is_found = _largest_load(scenario, asked, as_json, resolution=resolution, **common)
-    else:
-        is_found = _cheapest(scenario, grid(vary), asked, objective, as_json, prune=not no_pruning, **common)
+    asked = load_scenario(scenario, overrides, seed).scenario
+    directory = Path(out) if out is not None else Path("runs") / f"{asked.name}-plan"
+    with make_executor(executor, address, workers) as runner:
+        watcher = _show if sys.stderr.isatty() else nobody
+        question = Question(scenario, overrides, seed, parsed, replications, directory, runner, watcher)
+        if largest_load:
+            is_found = _largest_load(question, resolution, as_json)
+        elif front:
+            is_found = _front(question, vary, points, as_json, plot, prune=not no_pruning)
+        else:
+            chosen = _choose(question, vary, points, objective, trials, asked.seed, prune=not no_pruning)
+            is_found = _show_choice(chosen, slos=[str(slo) for slo in parsed], as_json=as_json)
     if not is_found:
         raise SystemExit(EXIT_THRESHOLD)
 
 
-def _largest_load(scenario: str, asked: Asked, as_json: bool, **how: Any) -> bool:
+def _choose(
+    question: Question,
+    vary: tuple[str, ...],
+    points: str | None,
+    objective: str | None,
+    trials: int,
+    seed: int,
+    *,
+    prune: bool,
+) -> Choice:
+    """From a grid, or by search where it has too many ranges."""
+    from ttsim_des.capacity.candidate import USD
+    from ttsim_des.capacity.grid import axes, needs_search, points_and_grid, read_points
+    from ttsim_des.capacity.plan import choose
+
+    file = None if points is None else Path(points)
+    free = axes(vary)
+    if not needs_search(free):
+        return choose(question, points_and_grid(vary, file), objective or USD, prune=prune)
+    if not prune:
+        raise click.UsageError("--no-pruning tries every candidate, and ranges have no end of them.")
+    from ttsim_des.capacity.search import search
+
+    listed = [] if file is None else read_points(file)
+    return search(question, free, listed, objective or USD, trials=trials, seed=seed)
+
+
+def _largest_load(question: Question, resolution: float, as_json: bool) -> bool:
     """Find and print the largest load; whether there is one."""
-    from ttsim_des.capacity import plan
+    from ttsim_des.capacity.candidate import Candidate
+    from ttsim_des.capacity.load import largest_load
     from ttsim_des.report import plan_view
     from ttsim_des.report.replicated import HEADLINES
     from ttsim_des.report.rundir import to_json
 
-    found = plan.largest_load(scenario, *asked, **how)
-    texts = [str(slo) for slo in asked[0]]
+    found = largest_load(question, resolution)
+    texts = [str(slo) for slo in question.slos]
     probes = [asdict(probe) for probe in found.probes]
-    means = {path: plan.Candidate((), runs=found.runs).mean(path) for path, _ in HEADLINES.values()}
+    means = {path: Candidate((), runs=found.runs).value(path) for path, _ in HEADLINES.values()}
     if as_json:
         content = {"schema": 1, "slos": texts, "largest_per_s": found.kept_per_s, "broken_per_s": found.broken_per_s}
         content |= {"best_possible_per_s": found.best_possible_per_s, "probes": probes, "means": means}
@@ -105,43 +157,65 @@ def _largest_load(scenario: str, asked: Asked, as_json: bool, **how: Any) -> boo
     return found.kept_per_s is not None
 
 
-def _cheapest(
-    scenario: str, variants: Sequence[Variant], asked: Asked, objective: str | None, as_json: bool, **how: Any
-) -> bool:
-    """Choose and print a configuration; whether there is one that keeps the SLOs."""
-    from ttsim_des.capacity import plan
+def _show_choice(chosen: Choice, *, slos: list[str], as_json: bool) -> bool:
+    """Print a choice; whether there is one."""
     from ttsim_des.report import plan_view
     from ttsim_des.report.replicated import HEADLINES
     from ttsim_des.report.rundir import to_json
 
-    chosen = plan.choose(scenario, variants, *asked, objective=objective or plan.USD, **how)
-    texts = [str(slo) for slo in asked[0]]
     rows = [
         {
             "variant": list(candidate.variant),
             "state": candidate.state,
             "states": candidate.states,
             "why_not": candidate.why_not,
+            "runs_like": candidate.twin or None,
             "gpus": candidate.gpus,
-            "bound": candidate.bound,
+            "bound": candidate.at_least(chosen.objective),
             "offered_share": candidate.offered_share,
-            "objective": candidate.mean(chosen.objective),
-            "means": {path: candidate.mean(path) for path, _ in HEADLINES.values()} if candidate.runs else {},
+            "objective": candidate.value(chosen.objective),
+            "means": {path: candidate.value(path) for path, _ in HEADLINES.values()} if candidate.runs else {},
         }
         for candidate in chosen.candidates
     ]
     best = None if chosen.best is None else list(chosen.best.variant)
     if as_json:
-        content = {"schema": 1, "slos": texts, "objective": chosen.objective, "best": best}
+        content = {"schema": 1, "slos": slos, "objective": chosen.objective, "best": best}
         click.echo(to_json({**content, "simulated": chosen.simulated, "candidates": rows}), nl=False)
     else:
-        click.echo(plan_view.choice(rows, best, texts, chosen.simulated, chosen.objective), nl=False)
+        click.echo(plan_view.choice(rows, best, slos, chosen.simulated, chosen.objective), nl=False)
     return best is not None
+
+
+def _front(
+    question: Question, vary: tuple[str, ...], points: str | None, as_json: bool, plot: str | None, *, prune: bool
+) -> bool:
+    """Find and print the front; whether anything is on it."""
+    from ttsim_des.capacity.candidate import GPU_SECONDS
+    from ttsim_des.capacity.front import as_rows, front
+    from ttsim_des.capacity.grid import points_and_grid
+    from ttsim_des.capacity.plan import surveyed
+    from ttsim_des.report import front_view
+    from ttsim_des.report.rundir import to_json
+
+    variants = points_and_grid(vary, None if points is None else Path(points))
+    found = front(question, surveyed(question, variants, GPU_SECONDS, prune=prune), prune=prune)
+    rows = as_rows(found.points)
+    not_run = [
+        {"variant": list(candidate.variant), "why_not": candidate.why_not}
+        for candidate in found.candidates
+        if candidate.why_not
+    ]
+    slos = [str(slo) for slo in question.slos]
+    if as_json:
+        content: dict[str, Any] = {"schema": 1, "slos": slos, "points": rows, "left_out": not_run}
+        click.echo(to_json(content), nl=False)
+    else:
+        click.echo(front_view.text(rows, not_run, slos, len(found.candidates)), nl=False)
+    if plot is not None:
+        click.echo(front_view.draw(Path(plot), rows, Path(question.scenario).stem), err=True)
+    return any(row["on_front"] for row in rows)
 
 
 def _show(text: str) -> None:
     click.echo(f"\r\033[K{text}", nl=False, err=True)
-
-
-def _ignore(_: str) -> None:
-    """Nobody watches."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -24,7 +24,7 @@ from ttsim_des.deployment.speculation import step_model as drafting_model
 from ttsim_des.engine.config import EngineConfig
 from ttsim_des.engine.engine_file import EngineFile, load_engine_file
 from ttsim_des.engine.memory import MemoryDerivation, derive_blocks
-from ttsim_des.engine.throughput import ThroughputBound, best_throughput
+from ttsim_des.engine.throughput import ThroughputBound, best_throughput, least_token_ns
 from ttsim_des.errors import InputError, Problem, bad_input
 from ttsim_des.latency.affine import AffineStepModel
 from ttsim_des.latency.calibration import UNFITTED, Calibration, calibration_path, read_calibration
@@ -36,7 +36,7 @@ from ttsim_des.latency.shape import StepModel
 from ttsim_des.router import Policy
 from ttsim_des.scenario.schema import AffineLatency, Engine, Scenario, Speculative, Workload
 from ttsim_des.speculation.acceptance import Acceptance
-from ttsim_des.units import NS_PER_US, s_to_ns
+from ttsim_des.units import NS_PER_S, NS_PER_US, s_to_ns
 from ttsim_des.workload.expected import ExpectedWork, expected_work
 
 T = TypeVar("T")
@@ -100,9 +100,18 @@ class Deployment:
             prompt_tokens=prompt_tokens,
             new_prompt_tokens=new_tokens,
             output_tokens=work.chain_tokens_mean,
-            tokens_per_step=None if self.acceptance is None else self.acceptance.mean_tokens_per_step,
+            tokens_per_step=self._tokens_per_step,
         )
         return one._replace(output_tokens_per_s=one.output_tokens_per_s * self.replicas)
+
+    def least_token_s(self) -> float:
+        """No sequence gets its tokens faster than this, however little there is to do."""
+        least_ns = least_token_ns(self.step_model, self.engine_config, self.host, self._tokens_per_step)
+        return least_ns / NS_PER_S
+
+    @property
+    def _tokens_per_step(self) -> Callable[[int], float] | None:
+        return None if self.acceptance is None else self.acceptance.mean_tokens_per_step
 
 
 def deploy(scenario: Scenario, base_dir: Path, calibration: Calibration | None = None) -> Deployment:
@@ -292,7 +301,7 @@ def _step_model(
             raise bad_input("the affine model needs its coefficients", key="latency.affine", expected="a table")
         return affine_step_model(scenario.latency.affine)
     asked = scenario.latency.unequal_contexts
-    return KernelStepModel(
+    return _kernel_step_model(
         profile,
         geometry,
         cluster.tp,
@@ -305,6 +314,10 @@ def _step_model(
         kernel_scale=calibration.kernel_scale,
         expert_parallel=cluster.expert_parallel,
     )
+
+
+_kernel_step_model = lru_cache(maxsize=64)(KernelStepModel)
+"""A model is what its arguments say (its own caches only remember), so runs of a process share it."""
 
 
 def affine_step_model(table: AffineLatency) -> AffineStepModel:

@@ -13,6 +13,7 @@ from ttsim_des import assets
 from ttsim_des.engine.memory import MemoryRules
 from ttsim_des.errors import bad_input, nearest_name
 from ttsim_des.latency.host import HostOverhead
+from ttsim_des.remembered import remembered
 from ttsim_des.units import us_to_ns
 
 SCHEMA = 1
@@ -136,6 +137,7 @@ def load_engine_file(name: str) -> EngineFile:
     return read_engine_file(assets.root("profiles") / "engines" / f"{name}.toml")
 
 
+@remembered
 def read_engine_file(path: Path) -> EngineFile:
     """The engine file at `path`; InputError naming it and what is wrong."""
     try:

@@ -10,6 +10,8 @@ from ttsim_des.latency.host import HostOverhead
 from ttsim_des.latency.shape import PrefillChunk, StepModel, StepShape
 from ttsim_des.units import NS_PER_S
 
+SMALL_BATCHES = (1, 2, 4, 8, 16)
+
 
 class ThroughputBound(NamedTuple):
     """Output tokens per second of one replica that is always full, and the batch at which it reaches them."""
@@ -54,6 +56,29 @@ def best_throughput(
     return ThroughputBound(
         rates[batch], batch, context, "max_num_seqs" if batch == config.max_num_seqs else "KV blocks"
     )
+
+
+def least_token_ns(
+    step_model: StepModel,
+    config: EngineConfig,
+    host: HostOverhead,
+    tokens_per_step: Callable[[int], float] | None = None,
+) -> float:
+    """The least time between two tokens of a sequence: small batches without contexts.
+
+    Not of one sequence alone, since some measured kernels are faster with a few rows than with one.
+    """
+    times_ns = []
+    for seqs in (size for size in SMALL_BATCHES if size <= config.max_num_seqs):
+        host_ns = host.schedule_ns(seqs) + host.update_ns(seqs)
+        most = 0 if config.speculation is None else config.speculation.num_speculative_tokens
+        for drafts in range(most + 1):
+            contexts = seqs * (1 + drafts)
+            shape = StepShape(seqs, contexts, 1 + drafts, (), contexts, seqs * drafts, drafts)
+            device_ns = step_model.step_ns(shape)
+            period_ns = max(device_ns, host_ns) if config.async_scheduling else device_ns + host_ns
+            times_ns.append(period_ns / (1.0 if tokens_per_step is None else tokens_per_step(drafts)))
+    return min(times_ns)
 
 
 def _tokens_per_s(

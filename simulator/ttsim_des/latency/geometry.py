@@ -14,6 +14,7 @@ from typing import Any
 
 from ttsim_des import assets
 from ttsim_des.errors import bad_input, nearest_name
+from ttsim_des.remembered import remembered
 
 BYTES_PER_ELEMENT = {"bf16": 2, "fp8": 1}
 EXPERT_BYTES = {**BYTES_PER_ELEMENT, "mxfp4": 17 / 32}
@@ -138,6 +139,7 @@ def load_geometry(name_or_path: str, base_dir: Path) -> ModelGeometry:
     return read_geometry(path)
 
 
+@remembered
 def read_geometry(path: Path) -> ModelGeometry:
     """The geometry in one file; InputError when it cannot be read or makes no sense."""
     try:

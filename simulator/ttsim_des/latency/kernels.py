@@ -91,6 +91,8 @@ class KernelStepModel:
         self._decode = DecodeAttention(profile, heads, kv_heads, geometry.head_dim, kv_dtype)
         self._prefill = PrefillAttention(profile, heads, kv_heads, geometry.head_dim, kv_dtype, kv_bytes)
         self._all_reduce = AllReduce(profile, tp, graph_tokens)
+        self.graph_tokens = graph_tokens if tp > 1 else 0
+        """Steps of more tokens run another all-reduce; 0 where there is none."""
         measured = [curve.x[-1] for curve in (*self._products, self._experts) if curve is not None]
         self._max_tokens = min(self._reduce_limit(), *measured)
         self._unequal = UnequalContexts(profile.meta.kv_stream, kv_heads, kv_bytes, self._ns_per_us * self._full_layers)

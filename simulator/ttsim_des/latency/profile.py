@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from ttsim_des import assets
 from ttsim_des.errors import InputError, bad_input, nearest_name
 from ttsim_des.latency.unequal import STREAM_SHARE, StreamRate
+from ttsim_des.remembered import remembered
 
 SCHEMA = 1
 HERE = Path()
@@ -56,9 +57,9 @@ class GpuMeta:
     date: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class GpuProfile:
-    """Meta data and the measured tables, with the columns of `COLUMNS`.
+    """Meta data and the measured tables, with the columns of `COLUMNS`. Equal only to itself.
 
     `tables[family][label]` are the numeric columns of the rows whose text column (dtype, KV dtype or mode) is `label`.
     """
@@ -111,6 +112,7 @@ def profile_directory(name: str, base_dir: Path) -> Path:
     )
 
 
+@remembered
 def read_profile(directory: Path) -> GpuProfile:
     """The profile in `directory`; InputError naming the file that is missing, truncated, too new or incomplete."""
     meta = _read_meta(directory / "meta.toml")

@@ -29,6 +29,8 @@ class _Sums:
     waiting_ns: float = 0.0
     held_ns: float = 0.0
     peak_held: float | None = None
+    peak_running: int | None = None
+    peak_tokens: int | None = None
 
     def add(self, runs: StepRuns, window: Window, steps_per_block: float) -> None:
         """Add some more runs; a decoding sequence takes a block every `steps_per_block` steps."""
@@ -39,6 +41,10 @@ class _Sums:
         if not window.from_zero:
             device = device - runs.device_ns_until(window.start_ns)
         seqs = runs.column("decode_seqs") + runs.column("prefill_seqs")
+        if len(runs.start):
+            tokens = runs.column("decode_seqs") + runs.column("prefill_tokens") + runs.column("draft_tokens")
+            self.peak_running = max(self.peak_running or 0, int(runs.column("running").max()))
+            self.peak_tokens = max(self.peak_tokens or 0, int(tokens.max()))
         self.steps += exact_sum(count)
         self.device_ns += exact_sum(device)
         self.outside += exact_sum(count[runs.column("in_domain") == 0])
@@ -77,6 +83,8 @@ def device_sections(tables: Tables, window: Window, context: RunContext, pool: s
         "batch": {
             "step_mean_seqs": sums.seq_steps / steps if steps else None,
             "time_mean_seqs": sums.seq_ns / device_ns if device_ns else None,
+            "peak_running": sums.peak_running,
+            "peak_tokens": sums.peak_tokens,
         },
         "load": _load(tables, sums, window),
         "kv": _kv(sums, window, context),

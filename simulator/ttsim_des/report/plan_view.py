@@ -19,7 +19,7 @@ def choice(
 ) -> str:
     """The candidates that were simulated, the reasons of the others, and the choice."""
     shown = sorted(
-        (row for row in rows if row["state"] is not None),
+        (row for row in rows if row["state"] is not None and (not row["runs_like"] or list(row["variant"]) == best)),
         key=lambda row: (row["state"] != "holds", row["objective"] is None, row["objective"] or 0.0),
     )
     columns = [label for label in COLUMNS if any(row["means"].get(HEADLINES[label][0]) is not None for row in shown)]
@@ -30,6 +30,8 @@ def choice(
         mark = "→" if list(row["variant"]) == best else " "
         cells = "  ".join(f"{HEADLINES[label][1](row['means'].get(HEADLINES[label][0])):>14}" for label in columns)
         why = f"  {row['why_not']}" if row["why_not"] else ""
+        alike = sum(other["runs_like"] == " ".join(row["variant"]) for other in rows)
+        why += f"  and {alike} like it" if alike else ""
         lines.append(
             f"  {mark}{MARKS[row['state']]} {' '.join(row['variant']):{width}}  {row['gpus']:>4}  {cells}{why}"
         )
@@ -39,8 +41,11 @@ def choice(
         lines.append(
             "   - a metric is withheld: fewer than 10 / (1 - q) queries behind a quantile; ask for more queries"
         )
-    reasons = Counter(_kind(row["why_not"]) for row in rows if row["state"] is None)
+    reasons = Counter(kind_of(row["why_not"]) for row in rows if row["state"] is None)
+    alike = sum(bool(row["runs_like"]) for row in rows)
     lines += ["", f"  {len(rows)} candidates, {simulated} simulated"]
+    if alike:
+        lines.append(f"    {alike} not: run like another one, since the limits in which they differ are never met")
     lines += [f"    {count} not: {reason}" for reason, count in reasons.most_common()]
     if best is None:
         lines += ["", "  none keeps all SLOs for sure"]
@@ -49,11 +54,14 @@ def choice(
     return "\n".join(lines) + "\n"
 
 
-def _kind(reason: str) -> str:
+def kind_of(reason: str) -> str:
+    """The reason without its numbers and names, for counting."""
     if reason.startswith("offered "):
         return "offered more than the best possible throughput"
     if reason.startswith("cannot be cheaper"):
         return "cannot be cheaper than the choice so far"
+    if reason.startswith("cannot be better"):
+        return "cannot be better than another in anything"
     return reason
 
 

@@ -23,14 +23,20 @@ SHOWN = (
 
 
 def rows_of(results: Results) -> list[dict[str, Any]]:
-    """A row a run: the varied keys (as text), replication, stability, and every number by its path."""
+    """A row a run: the varied keys (as text, empty where not said), replication, stability, all numbers by path."""
     names = list(dict.fromkeys(name for result in results for name in result["metrics"]))
+    keys = _varied(results)
     rows = []
     for result in results:
-        varied = dict(text.split("=", 1) for text in result["variant"])
+        given = dict(text.split("=", 1) for text in result["variant"])
+        varied = {key: given.get(key, "") for key in keys}
         fixed = {"replication": result["replication"], "is_stable": result["is_stable"]}
         rows.append({**varied, **fixed, **{name: result["metrics"].get(name) for name in names}})
     return rows
+
+
+def _varied(results: Results) -> list[str]:
+    return list(dict.fromkeys(text.split("=", 1)[0] for result in results for text in result["variant"]))
 
 
 def write_tables(out: Path, results: Results) -> None:
@@ -40,7 +46,7 @@ def write_tables(out: Path, results: Results) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(rows[0])
     writer.writerows([["" if value is None else value for value in row.values()] for row in rows])
-    varied = {part.split("=", 1)[0] for part in results[0]["variant"]}
+    varied = set(_varied(results))
     columns = {}
     for name in rows[0]:
         kind = {"replication": pa.int64(), "is_stable": pa.bool_()}.get(name, pa.float64())
