@@ -7,6 +7,7 @@ or copies) and has the same versions installed. A worker that sees others refuse
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +15,8 @@ from typing import Any, Self
 from ttsim_des.capacity.executors import MOST_TRIES, gives_up
 from ttsim_des.capacity.task import Content, Task, run_task
 from ttsim_des.errors import bad_input
+
+PATIENCE_S = 10.0
 
 
 class RayExecutor:
@@ -33,8 +36,9 @@ class RayExecutor:
             ) from None
         self._ray: Any = ray
         try:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise bad_input(
                 f"no Ray cluster at {address}: {str(error).splitlines()[0]}",
                 key="--address",
@@ -69,3 +73,13 @@ class RayExecutor:
             except ray.exceptions.RayError:
                 raise gives_up(task) from None
             yield task, content
+
+
+def _knock(address: str) -> None:
+    """OSError or ValueError at once where nobody answers; Ray itself would try again for minutes."""
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        raise ValueError("not HOST:PORT")
+    socket.create_connection((host, int(port)), timeout=PATIENCE_S).close()
