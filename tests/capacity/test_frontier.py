@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from ttsim_des.capacity.candidate import GPU_SECONDS
 from ttsim_des.capacity.executors import LocalExecutor
 from ttsim_des.capacity.front import Point, front, frontier, marked
-from ttsim_des.capacity.grid import axes, grid, needs_search, points_and_grid
+from ttsim_des.capacity.grid import axes, grid, needs_search, points_and_grid, read_points
 from ttsim_des.capacity.plan import surveyed
 from ttsim_des.capacity.question import Question
 from ttsim_des.cli import main
@@ -76,7 +76,7 @@ def test_more_than_two_ranges_need_a_search() -> None:
 
 def test_points_of_a_file_with_every_combination(tmp_path: Path) -> None:
     (tmp_path / "points.csv").write_text("model,tp\nsmall,\nlarge,4\n")
-    assert points_and_grid(["n=1,2"], tmp_path / "points.csv") == [
+    assert points_and_grid(["n=1,2"], read_points(tmp_path / "points.csv")) == [
         ("model=small", "n=1"),
         ("model=small", "n=2"),
         ("model=large", "tp=4", "n=1"),

@@ -88,6 +88,9 @@ class Candidate:
     least_token_s: float = 0.0
     workload: str = ""
     """Candidates with equal ones are asked the same questions of the same draws, whatever serves them."""
+    spread: str = ""
+    """Over how many replicas, and how."""
+    is_speculative: bool = False
     is_timeless: bool = False
     limits: Limits | None = None
     """None where other limits may change a run although they are never reached."""
@@ -175,7 +178,9 @@ def surveyed(variant: Variant, scenario: Scenario, deployment: Deployment, work:
         gpus=sum(pool.gpus for pool in pools),
         least_token_s=deployment.least_token_s(),
         rate_per_s=scenario.workload.arrivals.rate_per_s,
-        workload=_workload(scenario, pools),
+        workload=_workload(scenario),
+        spread=" ".join(f"{pool.replicas} {pool.router}" for pool in pools),
+        is_speculative=any(pool.engine_config.speculation is not None for pool in pools),
         limits=_limits(scenario, deployment),
         is_timeless=strategy.name in TIMELESS and strategy.first is None,
     )
@@ -209,15 +214,11 @@ def _limits(scenario: Scenario, deployment: Deployment) -> Limits | None:
     return Limits(config.max_num_seqs, config.max_num_batched_tokens, graph_tokens, to_toml(family))
 
 
-def _workload(scenario: Scenario, pools: Sequence[Deployment]) -> str:
-    """The questions, what is asked of them and of how many replicas.
-
-    Empty for a user's strategy, which may do other things under load.
-    """
+def _workload(scenario: Scenario) -> str:
+    """The questions and what is asked of them; empty for a user's strategy, which may do other things under load."""
     if scenario.workload.strategy.name not in STRATEGIES:
         return ""
-    asked = scenario.model_dump(by_alias=True, exclude_none=True, include={"workload", "experiment", "seed"})
-    return to_toml(asked) + "".join(f"{pool.replicas} {pool.router}\n" for pool in pools)
+    return to_toml(scenario.model_dump(by_alias=True, exclude_none=True, include={"workload", "experiment", "seed"}))
 
 
 def add_bounds(candidate: Candidate, unloaded: Sequence[Flat]) -> None:

@@ -95,15 +95,24 @@ def grid(vary: Sequence[str]) -> list[Variant]:
     return variants
 
 
-def points_and_grid(vary: Sequence[str], points: Path | None) -> list[Variant]:
-    """Every point of a file with every combination of the values; InputError as for either."""
+def points_and_grid(vary: Sequence[str], points: Sequence[Variant]) -> list[Variant]:
+    """Every point (or none) with every combination of the values; InputError for what `grid` refuses."""
     combinations: list[Variant] = grid(vary) if vary else [()]
-    if points is None:
-        return combinations
-    variants = [(*point, *combination) for point in read_points(points) for combination in combinations]
+    variants = [(*point, *combination) for point in points or [()] for combination in combinations]
     if len(variants) > MOST_VARIANTS:
         raise bad_input(f"{len(variants):,} variants", key="--points", expected=f"at most {MOST_VARIANTS:,}")
     return variants
+
+
+def points_of(texts: Sequence[str]) -> list[Variant]:
+    """Points from `KEY=VALUE KEY=VALUE ...`; InputError for what is not of that form."""
+    points = []
+    for text in texts:
+        point = tuple(text.split())
+        if not point or not all(part.partition("=")[0] and "=" in part for part in point):
+            raise bad_input(f"{text!r} is no point", key="plan.points", expected="KEY=VALUE KEY=VALUE ...")
+        points.append(point)
+    return points
 
 
 def read_points(path: Path) -> list[Variant]:

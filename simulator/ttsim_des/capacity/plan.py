@@ -12,14 +12,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from ttsim_des.capacity.candidate import USD, Candidate, add_bounds, survey
+from ttsim_des.capacity.candidate import USD, Candidate, survey
 from ttsim_des.capacity.grid import Variant
 from ttsim_des.capacity.question import Question
 from ttsim_des.capacity.race import race
 from ttsim_des.errors import bad_input
 
-UNLOADED = 1000
-"""Queries so much rarer meet nobody."""
 FEW = 32
 """Variants that are looked at faster than processes start."""
 NO_PRICE = "no price of its GPU: set cluster.gpu_hour_usd, or minimise cost.gpu_s_per_query"
@@ -86,7 +84,7 @@ def _may_beat(candidate: Candidate, best: Candidate, objective: str, places: dic
 
 
 def surveyed(question: Question, variants: Iterable[Variant], objective: str, *, prune: bool) -> list[Candidate]:
-    """Candidates with what is known without load, and why some need not be simulated.
+    """Candidates with what is known without simulating, and why some need not be simulated.
 
     InputError when none of them can be deployed.
     """
@@ -106,33 +104,4 @@ def surveyed(question: Question, variants: Iterable[Variant], objective: str, *,
     for candidate in deployed:
         if objective == USD and USD not in {**candidate.exact, **candidate.bounds}:
             candidate.why_not = NO_PRICE
-    if prune:
-        bound(question, [candidate for candidate in deployed if not candidate.why_not])
     return candidates
-
-
-def bound(question: Question, candidates: Sequence[Candidate]) -> None:
-    """Ask each workload once without load, and set aside those candidates that cannot keep an SLO."""
-    groups: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        if candidate.workload:
-            groups.setdefault(candidate.workload, []).append(candidate)
-    if len(candidates) <= len(groups):  # Nothing can be saved.
-        return
-    fastest = [min(group, key=lambda candidate: candidate.least_token_s) for group in groups.values()]
-    question.progress(f"{len(fastest)} workloads without load")
-    alone = [Candidate((*candidate.variant, *_without_load(candidate))) for candidate in fastest]
-    question.simulate(alone, question.replications)
-    for group, one in zip(groups.values(), alone, strict=True):
-        for candidate in group:
-            add_bounds(candidate, one.runs)
-            missed = [slo for slo in question.slos if candidate.cannot_keep(slo)]
-            if missed:
-                candidate.why_not = f"misses {missed[0]} even without load"
-
-
-def _without_load(candidate: Candidate) -> tuple[str, ...]:
-    """Overrides that make queries rare; none where they come by file, all together, or one after another."""
-    if candidate.rate_per_s is None:
-        return ()
-    return (f"workload.arrivals.rate_per_s={candidate.rate_per_s / UNLOADED!r}",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ttsim_des.capacity.candidate import Candidate
+from ttsim_des.capacity.idle import Idle
 from ttsim_des.capacity.question import Question
 
 
@@ -26,21 +27,31 @@ def race(
         for candidate in candidates:
             arrive(candidate)
         return
+    idle = Idle(question, candidates)
     waiting = list(candidates)
     judged: dict[str, list[Candidate]] = {}
     while waiting:
         batch: dict[str, Candidate] = {}
+        unknown: list[Candidate] = []
         rest: list[Candidate] = []
         for candidate in waiting:
-            if why_not := beaten_by(candidate):
+            is_full = len(batch) + len(unknown) >= question.executor.workers
+            if why_not := beaten_by(candidate) or idle.missed(candidate):
                 candidate.why_not = why_not
             elif twin := next((one for one in judged.get(candidate.family, ()) if candidate.runs_like(one)), None):
                 candidate.take_runs_of(twin)
                 arrive(candidate)
-            elif len(batch) < question.executor.workers and candidate.family not in batch:
-                batch[candidate.family] = candidate
-            else:
+            elif is_full or candidate.family in batch:
                 rest.append(candidate)
+            elif idle.is_worth_asking(candidate):
+                unknown.append(candidate)
+                rest.append(candidate)
+            else:
+                batch[candidate.family] = candidate
+        if unknown:
+            idle.ask(unknown)
+            waiting = [*batch.values(), *rest]
+            continue
         waiting = rest
         if batch:
             question.progress(f"{len(waiting)} waiting: {next(iter(batch.values())).label}")

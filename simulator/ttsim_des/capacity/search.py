@@ -42,7 +42,6 @@ def search(
         n_startup_trials=min(20, max(4, trials // 4)),
         multivariate=True,
         constant_liar=True,
-        constraints_func=lambda trial: (trial.user_attrs.get("excess", FAR),),
     )
     study = optuna.create_study(sampler=sampler)
     found: dict[Variant, Candidate] = {}
@@ -61,7 +60,7 @@ def search(
         question.judge([found[variant] for variant in new if not found[variant].why_not])
         for trial, variant in batch:
             candidate = found[variant]
-            trial.set_user_attr("excess", _excess(question, candidate))
+            trial.set_constraint("slos", _excess(question, candidate))
             value = candidate.value(objective)
             study.tell(trial, candidate.at_least(objective) or 0.0 if value is None else value)
             if is_better(candidate, best, objective, places):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ttsim_des.errors import bad_input
 from ttsim_des.remembered import remembered
 from ttsim_des.report.manifest import digest, make_manifest
 from ttsim_des.scenario.load import LoadedScenario
+from ttsim_des.scenario.schema import Plan
 
 SCHEMA = 1
 Content = dict[str, Any]
@@ -103,7 +104,8 @@ def run_task(task: Task) -> Content:
 def basis_of(loaded: LoadedScenario) -> Basis:
     """Digests of the resolved scenario, of the files that it reads, and of this program's versions."""
     files = {name: _digest(path) for name, path in input_files(loaded).items() if name != "scenario"}
-    return Basis(_sha(loaded.to_toml()), _sha(json.dumps(files, sort_keys=True)), _versions())
+    asked = replace(loaded, scenario=loaded.scenario.model_copy(update={"plan": Plan()}))  # A question changes no run.
+    return Basis(_sha(asked.to_toml()), _sha(json.dumps(files, sort_keys=True)), _versions())
 
 
 @cache

@@ -45,14 +45,14 @@ def command(
     from pathlib import Path
 
     from ttsim_des.capacity.front import as_rows, frontier
-    from ttsim_des.capacity.grid import points_and_grid
+    from ttsim_des.capacity.grid import points_and_grid, read_points
     from ttsim_des.capacity.question import Question
     from ttsim_des.report.frontier_view import draw, text
     from ttsim_des.scenario.load import load_scenario
 
     if not vary and points is None:
         raise click.UsageError("Nothing to vary: give --vary or --points.")
-    variants = points_and_grid(vary, None if points is None else Path(points))
+    variants = points_and_grid(vary, [] if points is None else read_points(Path(points)))
     name = load_scenario(scenario, overrides, seed).scenario.name
     directory = Path(out) if out is not None else Path("runs") / f"{name}-frontier"
     with make_executor(executor, address, workers, len(variants) * replications) as runner:

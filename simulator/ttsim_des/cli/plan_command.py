@@ -13,8 +13,13 @@ from ttsim_des.cli.executor_options import executor_options, make_executor
 from ttsim_des.cli.options import scenario_options
 
 if TYPE_CHECKING:
+    from ttsim_des.capacity.grid import Variant
     from ttsim_des.capacity.plan import Choice
     from ttsim_des.capacity.question import Question
+    from ttsim_des.scenario.schema import Plan
+
+    Candidates = tuple[list[str], list[Variant]]
+    """What --vary says, and points to combine it with."""
 
 
 @click.command("plan")
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--minimise", "objective", metavar="METRIC", help="Choose by this.  [default: cost per query]")
 @click.option("--front", is_flag=True, help="Instead: the Pareto front of cost, p95 query latency and accuracy.")
 @click.option("--largest-load", is_flag=True, help="Instead: the largest arrival rate that keeps the SLOs.")
-@click.option("--replications", type=click.IntRange(2, 1000), default=5, show_default=True, help="Of each simulation.")
+@click.option("--replications", type=click.IntRange(2, 1000), help="Of each simulation.  [default: 5]")
 @click.option(
     "--resolution",
     type=click.FloatRange(0.001, 1),
@@ -51,7 +56,7 @@ def command(
     objective: str | None,
     front: bool,
     largest_load: bool,
-    replications: int,
+    replications: int | None,
     resolution: float,
     trials: int,
     no_pruning: bool,
@@ -67,7 +72,8 @@ def command(
     """Find the cheapest configuration of SCENARIO that keeps SLOs, all that are worth their cost, or the largest load.
 
     An SLO is kept when the whole 95 % interval over replications keeps it; while that is unclear, up to four times as
-    many replications are run. More than two ranges are searched (optuna). Exit code 3 when nothing keeps the SLOs.
+    many replications are run. More than two ranges are searched (optuna). What options do not say, the scenario's
+    [plan] table may. Exit code 3 when nothing keeps the SLOs.
 
     \b
     Examples:
@@ -89,50 +95,53 @@ def command(
         raise click.UsageError("--front looks at cost, latency and accuracy: leave --minimise out.")
     if plot is not None and not front:
         raise click.UsageError("--plot draws a front: say --front.")
-    if not slos and not front:
-        raise click.UsageError("Missing option '--slo'.")
-    parsed = parse_slos(slos)
     asked = load_scenario(scenario, overrides, seed).scenario
+    parsed = parse_slos(slos or asked.plan.slos or ())
+    if not parsed and not front:
+        raise click.UsageError("Nothing to keep: give --slo, or plan.slos in the scenario.")
     directory = Path(out) if out is not None else Path("runs") / f"{asked.name}-plan"
     with make_executor(executor, address, workers) as runner:
         watcher = _show if sys.stderr.isatty() else nobody
-        question = Question(scenario, overrides, seed, parsed, replications, directory, runner, watcher)
+        runs = replications or asked.plan.replications or 5
+        question = Question(scenario, overrides, seed, parsed, runs, directory, runner, watcher)
+        candidates = _candidates(vary, points, asked.plan)
         if largest_load:
             is_found = _largest_load(question, resolution, as_json)
         elif front:
-            is_found = _front(question, vary, points, as_json, plot, prune=not no_pruning)
+            is_found = _front(question, candidates, as_json, plot, prune=not no_pruning)
         else:
-            chosen = _choose(question, vary, points, objective, trials, asked.seed, prune=not no_pruning)
+            minimised = objective or asked.plan.minimise or "cost.query_usd"
+            chosen = _choose(question, candidates, minimised, trials, asked.seed, prune=not no_pruning)
             is_found = _show_choice(chosen, slos=[str(slo) for slo in parsed], as_json=as_json)
     if not is_found:
         raise SystemExit(EXIT_THRESHOLD)
 
 
+def _candidates(vary: tuple[str, ...], points: str | None, plan: Plan) -> Candidates:
+    """What the options say, else what the scenario says."""
+    from ttsim_des.capacity.grid import points_of, read_points
+
+    if vary or points is not None:
+        return list(vary), [] if points is None else read_points(Path(points))
+    return plan.vary or [], points_of(plan.points or [])
+
+
 def _choose(
-    question: Question,
-    vary: tuple[str, ...],
-    points: str | None,
-    objective: str | None,
-    trials: int,
-    seed: int,
-    *,
-    prune: bool,
+    question: Question, candidates: Candidates, objective: str, trials: int, seed: int, *, prune: bool
 ) -> Choice:
     """From a grid, or by search where it has too many ranges."""
-    from ttsim_des.capacity.candidate import USD
-    from ttsim_des.capacity.grid import axes, needs_search, points_and_grid, read_points
+    from ttsim_des.capacity.grid import axes, needs_search, points_and_grid
     from ttsim_des.capacity.plan import choose
 
-    file = None if points is None else Path(points)
+    vary, points = candidates
     free = axes(vary)
     if not needs_search(free):
-        return choose(question, points_and_grid(vary, file), objective or USD, prune=prune)
+        return choose(question, points_and_grid(vary, points), objective, prune=prune)
     if not prune:
         raise click.UsageError("--no-pruning tries every candidate, and ranges have no end of them.")
     from ttsim_des.capacity.search import search
 
-    listed = [] if file is None else read_points(file)
-    return search(question, free, listed, objective or USD, trials=trials, seed=seed)
+    return search(question, free, points, objective, trials=trials, seed=seed)
 
 
 def _largest_load(question: Question, resolution: float, as_json: bool) -> bool:
@@ -187,9 +196,7 @@ def _show_choice(chosen: Choice, *, slos: list[str], as_json: bool) -> bool:
     return best is not None
 
 
-def _front(
-    question: Question, vary: tuple[str, ...], points: str | None, as_json: bool, plot: str | None, *, prune: bool
-) -> bool:
+def _front(question: Question, candidates: Candidates, as_json: bool, plot: str | None, *, prune: bool) -> bool:
     """Find and print the front; whether anything is on it."""
     from ttsim_des.capacity.candidate import GPU_SECONDS
     from ttsim_des.capacity.front import as_rows, front
@@ -198,7 +205,7 @@ def _front(
     from ttsim_des.report import front_view
     from ttsim_des.report.rundir import to_json
 
-    variants = points_and_grid(vary, None if points is None else Path(points))
+    variants = points_and_grid(*candidates)
     found = front(question, surveyed(question, variants, GPU_SECONDS, prune=prune), prune=prune)
     rows = as_rows(found.points)
     not_run = [

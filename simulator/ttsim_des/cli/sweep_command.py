@@ -43,7 +43,7 @@ def command(
       ttsim-des sweep best-of-n --points points.csv --replications 10 --out runs/points
       ttsim-des sweep best-of-n --vary cluster.tp=1,2 --executor ray --address 10.0.0.1:6379 --out runs/tp
     """
-    from ttsim_des.capacity.grid import points_and_grid
+    from ttsim_des.capacity.grid import points_and_grid, read_points
     from ttsim_des.capacity.sweep import run_sweep
     from ttsim_des.capacity.task import tasks_of
     from ttsim_des.report.rundir import to_json
@@ -51,7 +51,7 @@ def command(
 
     if not vary and points is None:
         raise click.UsageError("Nothing to vary: give --vary or --points.")
-    variants = points_and_grid(vary, None if points is None else Path(points))
+    variants = points_and_grid(vary, [] if points is None else read_points(Path(points)))
     tasks = tasks_of(scenario, variants, overrides, seed, replications)
     directory = Path(out)
     with make_executor(executor, address, workers, len(tasks)) as runner, live_table(tasks) as live:

@@ -10,6 +10,7 @@ from typing import Any
 from ttsim_des.report.figures import save, set_up
 from ttsim_des.report.plan_view import kind_of
 from ttsim_des.report.units import duration, number, percent, usd
+from ttsim_des.report.variants import shortened
 
 Rows = Sequence[Mapping[str, Any]]
 MOST_ROWS = 40
@@ -19,7 +20,8 @@ def text(rows: Rows, left_out: Rows, slos: Sequence[str], candidates: int) -> st
     """The points on the front from the cheapest on, and why others are not there."""
     front = sorted((row for row in rows if row["on_front"]), key=lambda row: (_cost(row), row["latency_p95_s"]))
     has_accuracy = any(row["accuracy"] is not None for row in front)
-    width = max([len(" ".join(row["variant"])) for row in front], default=0)
+    names = shortened(row["variant"] for row in (*rows, *left_out))
+    width = max([len(names[tuple(row["variant"])]) for row in front], default=0)
     lines = [f"  SLO: {'; '.join(slos)}", ""] if slos else []
     head = f"  {'':{width}} {'cost':>10} {'GPU-s':>8} {'p95':>9} {'mean':>9}"
     lines.append(head + (f" {'accuracy':>9}" if has_accuracy else ""))
@@ -29,7 +31,7 @@ def text(rows: Rows, left_out: Rows, slos: Sequence[str], candidates: int) -> st
             f"{duration(row['latency_p95_s']):>9} {duration(row['latency_mean_s']):>9}"
         )
         accuracy = f" {percent(row['accuracy']):>9}" if has_accuracy else ""
-        lines.append(f"  {' '.join(row['variant']):{width}} {cells}{accuracy}")
+        lines.append(f"  {names[tuple(row['variant'])]:{width}} {cells}{accuracy}")
     if len(front) > MOST_ROWS:
         lines.append(f"  and {len(front) - MOST_ROWS} more")
     if not front:
@@ -60,6 +62,7 @@ def _figure(rows: Rows, title: str) -> Any:
 
     figure, panel = plt.subplots(figsize=(9, 6), layout="constrained")
     shown = [row for row in rows if row["latency_p95_s"] is not None and row["stable"]]
+    names = shortened(row["variant"] for row in rows)
     in_usd = all(row["query_usd"] is not None for row in shown)
     accuracies = [row["accuracy"] for row in shown]
     has_accuracy = bool(shown) and None not in accuracies
@@ -70,9 +73,8 @@ def _figure(rows: Rows, title: str) -> Any:
         face = colour if row["on_front"] else "none"
         panel.scatter(_cost(row), row["latency_p95_s"], facecolors=face, edgecolors=colour, s=60)
         if row["on_front"]:
-            short = ", ".join(each.rpartition(".")[2] for each in row["variant"])
             place = (_cost(row), row["latency_p95_s"])
-            panel.annotate(short, place, xytext=(6, 5), textcoords="offset points", size=7)
+            panel.annotate(names[tuple(row["variant"])], place, xytext=(6, 5), textcoords="offset points", size=7)
     if limits is not None:
         figure.colorbar(plt.cm.ScalarMappable(limits, colours), ax=panel, label="answers right, %")
     panel.set(xscale="log", yscale="log", ylabel="query latency, p95, seconds", title=title)

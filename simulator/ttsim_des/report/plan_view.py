@@ -8,6 +8,7 @@ from typing import Any
 
 from ttsim_des.report.replicated import HEADLINES
 from ttsim_des.report.units import number, percent
+from ttsim_des.report.variants import shortened
 
 MARKS = {"holds": "✓", "fails": "✗", "unclear": "?", "withheld": "-", None: " "}
 COLUMNS = ("query latency, p95", "query latency, mean", "accuracy", "GPU busy", "cost per query")
@@ -23,7 +24,8 @@ def choice(
         key=lambda row: (row["state"] != "holds", row["objective"] is None, row["objective"] or 0.0),
     )
     columns = [label for label in COLUMNS if any(row["means"].get(HEADLINES[label][0]) is not None for row in shown)]
-    width = max([len(" ".join(row["variant"])) for row in shown], default=0)
+    names = shortened(row["variant"] for row in rows)
+    width = max([len(names[tuple(row["variant"])]) for row in shown], default=0)
     heads = [label.replace("query latency, ", "latency ") for label in columns]
     lines = [f"  SLO: {'; '.join(slos)}", "", f"     {'':{width}}  GPUs  " + "  ".join(f"{head:>14}" for head in heads)]
     for row in shown[:MOST_ROWS]:
@@ -33,7 +35,7 @@ def choice(
         alike = sum(other["runs_like"] == " ".join(row["variant"]) for other in rows)
         why += f"  and {alike} like it" if alike else ""
         lines.append(
-            f"  {mark}{MARKS[row['state']]} {' '.join(row['variant']):{width}}  {row['gpus']:>4}  {cells}{why}"
+            f"  {mark}{MARKS[row['state']]} {names[tuple(row['variant'])]:{width}}  {row['gpus']:>4}  {cells}{why}"
         )
     if len(shown) > MOST_ROWS:
         lines.append(f"     and {len(shown) - MOST_ROWS} more")

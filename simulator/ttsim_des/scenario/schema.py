@@ -314,6 +314,22 @@ class Output(Table):
     steps: bool = False
 
 
+Texts = Annotated[list[str], Field(min_length=1, max_length=10_000)]
+
+
+class Plan(Table):
+    """What `ttsim-des plan` is to find out where its options do not say; a run does not look at it."""
+
+    slos: Texts | None = None
+    """As after --slo."""
+    vary: Texts | None = None
+    """As after --vary."""
+    points: Texts | None = None
+    """Each `KEY=VALUE KEY=VALUE ...`: tried with every combination of `vary`."""
+    minimise: str | None = None
+    replications: Annotated[int, Field(ge=2, le=1000)] | None = None
+
+
 class Scenario(Table):
     """One experiment."""
 
@@ -330,6 +346,7 @@ class Scenario(Table):
     frontend: Frontend = Frontend()
     client: Client = Client()
     slo: Slo = Slo()
+    plan: Plan = Plan()
     limits: Limits = Limits()
     output: Output = Output()
 
