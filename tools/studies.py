@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from plan_study import plan_math500
 from speculation_study import speculation
 from ttsim_des import load, run
 from ttsim_des.report.figures import save, set_up
@@ -362,11 +363,17 @@ def _policy_figure(found: Sequence[dict[str, Any]]) -> Any:
     return figure
 
 
+def planning(out: Path | None) -> Tables:
+    """Which model, GPU, tp, replicas, N and speculation serve 5 questions a second at 90 %, p95 < 60 s, cheapest."""
+    return {name: table(head, rows) for name, (head, rows) in plan_math500(out).items()}
+
+
 STUDIES: dict[str, Callable[[Path | None], Tables]] = {
     "majority-and-prm": majority_and_prm,
     "seed-paper": seed_paper,
     "speculation": speculation,
     "strategies-under-load": strategies_under_load,
+    "plan-math500": planning,
 }
 
 

@@ -8,10 +8,10 @@ from statistics import fmean
 
 from ttsim_des.api import load
 from ttsim_des.capacity.grid import Variant
+from ttsim_des.capacity.limits import Limits, limits_of
 from ttsim_des.capacity.slo import Slo, State, worst
 from ttsim_des.deployment import Deployment, deploy
 from ttsim_des.errors import InputError
-from ttsim_des.latency.kernels import KernelStepModel
 from ttsim_des.metrics.flat import Flat, in_all
 from ttsim_des.scenario.schema import Scenario
 from ttsim_des.scenario.toml_writer import to_toml
@@ -21,10 +21,7 @@ from ttsim_des.workload.strategies import STRATEGIES
 USD, GPU_SECONDS = "cost.query_usd", "cost.gpu_s_per_query"
 STATISTICS = ("mean", "p50", "p90", "p95", "p99", "p99_9")
 ACCURACY = "accuracy.share"
-MOST_HELD = 0.8
-"""Of the KV blocks: with fewer held, a few blocks more or less change nothing but what is evicted."""
 HITS = "prefix_cache.cached_tokens"
-LIMIT_KEYS = ("max_num_seqs", "max_num_batched_tokens")
 TIMELESS = frozenset(
     (
         "single",
@@ -38,35 +35,6 @@ TIMELESS = frozenset(
     )
 )
 """Strategies whose answer does not depend on which sample ends first, so that load does not change their accuracy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How large the engine's batches may get, and all else that a run depends on."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    graph_tokens: int
-    family: str
-
-    def matter_to(self, run: Flat, other: Limits) -> bool:
-        """Whether a run under the other limits could have been another one under these: a limit that differs was met.
-
-        Larger batches also leave fewer KV blocks, so these must have been plenty.
-        """
-        running, tokens, held = run["batch.peak_running"], run["batch.peak_tokens"], run["kv.peak_held_share"]
-        if running is None or tokens is None or held is None:
-            return True
-        return (
-            (self.max_num_seqs != other.max_num_seqs and running >= min(self.max_num_seqs, other.max_num_seqs))
-            or (
-                self.max_num_batched_tokens != other.max_num_batched_tokens
-                and tokens >= min(self.max_num_batched_tokens, other.max_num_batched_tokens)
-            )
-            or (self.graph_tokens != other.graph_tokens and tokens > min(self.graph_tokens, other.graph_tokens))
-            or held > MOST_HELD
-            or run["preemption.count"] != 0
-        )
 
 
 @dataclass(slots=True)
@@ -90,7 +58,6 @@ class Candidate:
     """Candidates with equal ones are asked the same questions of the same draws, whatever serves them."""
     spread: str = ""
     """Over how many replicas, and how."""
-    is_speculative: bool = False
     is_timeless: bool = False
     limits: Limits | None = None
     """None where other limits may change a run although they are never reached."""
@@ -180,8 +147,7 @@ def surveyed(variant: Variant, scenario: Scenario, deployment: Deployment, work:
         rate_per_s=scenario.workload.arrivals.rate_per_s,
         workload=_workload(scenario),
         spread=" ".join(f"{pool.replicas} {pool.router}" for pool in pools),
-        is_speculative=any(pool.engine_config.speculation is not None for pool in pools),
-        limits=_limits(scenario, deployment),
+        limits=limits_of(scenario, deployment),
         is_timeless=strategy.name in TIMELESS and strategy.first is None,
     )
     prices = [pool.gpu_hour_usd for pool in pools]
@@ -200,18 +166,6 @@ def surveyed(variant: Variant, scenario: Scenario, deployment: Deployment, work:
     else:
         found.bounds = {name: [cost / 3600 / best_queries_per_s] for name, cost in hourly.items()}
     return found
-
-
-def _limits(scenario: Scenario, deployment: Deployment) -> Limits | None:
-    """None with drafts, whose number may depend on the limits, and where blocks are given (they do not follow)."""
-    config = deployment.engine_config
-    if config.speculation is not None or not config.enable_chunked_prefill:
-        return None
-    family = scenario.model_dump(by_alias=True, exclude_none=True)
-    for key in LIMIT_KEYS:
-        family["engine"].pop(key, None)
-    graph_tokens = deployment.step_model.graph_tokens if isinstance(deployment.step_model, KernelStepModel) else 0
-    return Limits(config.max_num_seqs, config.max_num_batched_tokens, graph_tokens, to_toml(family))
 
 
 def _workload(scenario: Scenario) -> str:
