@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from ttsim_des.api import load
@@ -132,7 +132,7 @@ def survey(scenario: str, overrides: Sequence[str], seed: int | None, variant: V
         deployment = deploy(loaded.scenario, loaded.base_dir)
         work = expected_work(loaded.scenario, loaded.base_dir)
     except InputError as error:
-        return Candidate(variant, why_not=error.problems[0].message)
+        return Candidate(variant, why_not=str(replace(error.problems[0], where="", expected="")))
     return surveyed(variant, loaded.scenario, deployment, work)
 
 

@@ -7,7 +7,7 @@ that surely keeps its SLOs ends the search for those that cost no less.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -83,21 +83,23 @@ def _may_beat(candidate: Candidate, best: Candidate, objective: str, places: dic
     return least is None or reached is None or (least, places[id(candidate)]) < (reached, places[id(best)])
 
 
-def surveyed(question: Question, variants: Iterable[Variant], objective: str, *, prune: bool) -> list[Candidate]:
-    """Candidates with what is known without simulating, and why some need not be simulated.
+def surveyed(question: Question, variants: Sequence[Variant], objective: str, *, prune: bool) -> list[Candidate]:
+    """As `look_at`; InputError when none of them can be deployed."""
+    candidates = look_at(question, variants, objective, prune=prune)
+    if not any(candidate.gpus for candidate in candidates):
+        raise bad_input(f"no variant can be deployed: {candidates[0].why_not}", key="--vary")
+    return candidates
 
-    InputError when none of them can be deployed.
-    """
+
+def look_at(question: Question, variants: Sequence[Variant], objective: str, *, prune: bool) -> list[Candidate]:
+    """Candidates with what is known without simulating, and why some need not be simulated."""
     one = partial(survey, question.scenario, question.overrides, question.seed)
-    variants = list(variants)
     if len(variants) < FEW:
         candidates = [one(variant) for variant in variants]
     else:
         with ProcessPoolExecutor() as pool:
             candidates = list(pool.map(one, variants, chunksize=FEW // 2))
     deployed = [candidate for candidate in candidates if candidate.gpus]
-    if not deployed:
-        raise bad_input(f"no variant can be deployed: {candidates[0].why_not}", key="--vary")
     if not prune:
         for candidate in deployed:
             candidate.why_not = ""

@@ -14,9 +14,9 @@ from typing import Any
 
 from ttsim_des.capacity.candidate import USD, Candidate
 from ttsim_des.capacity.grid import Axis, Variant
-from ttsim_des.capacity.plan import Choice, is_better, surveyed
+from ttsim_des.capacity.plan import Choice, is_better, look_at
 from ttsim_des.capacity.question import Question
-from ttsim_des.errors import InputError, bad_input
+from ttsim_des.errors import bad_input
 
 FAR = 10.0
 """How badly a candidate breaks its SLOs of which no more is known than that it does."""
@@ -53,7 +53,7 @@ def search(
         asked += number
         batch = [(trial := study.ask(), _proposal(trial, axes, points)) for _ in range(number)]
         new = list(dict.fromkeys(variant for _, variant in batch if variant not in found))
-        for candidate in _looked_at(question, new, objective):
+        for candidate in look_at(question, new, objective, prune=True):
             places[id(candidate)] = len(found)
             found[candidate.variant] = candidate
         question.progress(f"{asked} of {trials} trials: {' '.join(batch[0][1])}")
@@ -69,14 +69,6 @@ def search(
     if not any(candidate.gpus for candidate in candidates):
         raise bad_input(f"nothing proposed can be deployed: {candidates[0].why_not}", key="--vary")
     return Choice(candidates, objective, best)
-
-
-def _looked_at(question: Question, variants: Sequence[Variant], objective: str) -> list[Candidate]:
-    """The candidates of one batch; where none of them can be deployed, each with its reason."""
-    try:
-        return surveyed(question, variants, objective, prune=True) if variants else []
-    except InputError as error:
-        return [Candidate(variant, why_not=error.problems[0].message) for variant in variants]
 
 
 def _proposal(trial: Any, axes: Sequence[Axis], points: Sequence[Variant]) -> Variant:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ttsim_des.metrics.flat import in_all
 from ttsim_des.report.replicated import HEADLINES
+from ttsim_des.report.variants import shortened
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +27,7 @@ class LiveTable:
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._asked = Counter(task.variant for task in tasks)
         self._tasks = len(tasks)
+        self._names = shortened(self._asked)
         self._runs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         self.reused = 0
         self.ran = 0
@@ -47,7 +49,7 @@ class LiveTable:
         from rich.table import Table
 
         table = Table(title=f"{self.ran + self.reused} of {self._tasks} runs", title_justify="left")
-        table.add_column("point")
+        table.add_column("point", overflow="fold")
         for head in ("runs", *COLUMNS):
             table.add_column(head, justify="right")
         for variant, runs in list(self._runs.items())[-MOST_ROWS:]:
@@ -56,7 +58,7 @@ class LiveTable:
                 path, show = HEADLINES[label]
                 known = in_all((run["metrics"] for run in runs), path)
                 cells.append(show(sum(known) / len(known)) if known else "-")
-            table.add_row(" ".join(variant) or "-", f"{len(runs)}/{self._asked[variant]}", *cells)
+            table.add_row(self._names[variant], f"{len(runs)}/{self._asked[variant]}", *cells)
         return table
 
 

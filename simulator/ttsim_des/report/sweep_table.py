@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from ttsim_des.metrics.flat import in_all
 from ttsim_des.report.replicated import HEADLINES
 from ttsim_des.report.rundir import write_text
+from ttsim_des.report.variants import shortened
 
 Results = Sequence[Mapping[str, Any]]
 SHOWN = (
@@ -63,14 +64,15 @@ def render(results: Results) -> str:
     for result in results:
         points.setdefault(tuple(result["variant"]), []).append(result)
     columns = [label for label in SHOWN if any(_mean(runs, label) is not None for runs in points.values())]
-    width = max(len(" ".join(variant)) for variant in points)
+    names = shortened(points)
+    width = max(map(len, names.values()))
     heads = [label.replace("query latency, ", "latency ").split(",")[0] for label in columns]
     lines = [f"  {'':{width}}  {'runs':>4}  " + "  ".join(f"{head:>15}" for head in heads)]
     for variant, runs in points.items():
         cells = "  ".join(f"{HEADLINES[label][1](_mean(runs, label)):>15}" for label in columns)
         unstable = sum(not run["is_stable"] for run in runs)
         mark = f"  queue grows in {unstable}" if unstable else ""
-        lines.append(f"  {' '.join(variant):{width}}  {len(runs):>4}  {cells}{mark}")
+        lines.append(f"  {names[variant]:{width}}  {len(runs):>4}  {cells}{mark}")
     return "\n".join(lines) + "\n"
 
 
