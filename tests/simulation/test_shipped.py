@@ -22,6 +22,7 @@ CUT_DOWN = {
     "beam-search": ["experiment.queries=12"],
     "seed-paper": ["experiment.queries=4"],
     "speculation": ["experiment.queries=24"],
+    "plan-math500": ["experiment.queries=30"],
 }
 """Overrides that leave some thousands of steps."""
 
@@ -34,6 +35,7 @@ EVENTS_PER_REQUEST = {
     "beam-search": 6,
     "seed-paper": 8,
     "speculation": 12,
+    "plan-math500": 8,
 }
 """Bounds with some room: an arrival cuts a leap, prefills and ends, each an event or two; samples share arrivals."""
 
