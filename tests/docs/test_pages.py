@@ -25,7 +25,10 @@ def linked_pages(page: str) -> set[str]:
 
 def test_the_readme_begins_with_the_job_and_the_tests() -> None:
     job, tests = blocks("README.md")[:2]
-    for block, last in ((job, "ttsim-des run scenarios/best-of-n.toml"), (tests, "python -m pytest -n auto --dist loadfile")):
+    for block, last in (
+        (job, "ttsim-des run scenarios/best-of-n.toml"),
+        (tests, "python -m pytest -n auto --dist loadfile"),
+    ):
         lines = block.text.splitlines()
         assert block.language == "bash"
         assert lines[0] == 'python3 -m venv "${VENV:=.venv}"'
