@@ -1,6 +1,7 @@
 """`ttsim-des plan`: the choice of brute force for less work, and the edge of what a load may be."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,20 @@ def test_a_limit_that_was_met_has_no_twin(results: Path) -> None:
     assert small.runs
     assert small.runs[0]["batch.peak_running"] == 64
     assert not large.runs_like(small)
+
+
+def test_without_runs_to_compare_with_nothing_runs_alike(results: Path) -> None:
+    """As for a user's strategy, of which nothing is known without load."""
+    candidates = chosen(results, prune=True).candidates
+    told = next(candidate for candidate in candidates if candidate.twin)
+    twin = next(candidate for candidate in candidates if candidate.label == told.twin)
+    assert told.runs_like(twin)
+    assert not replace(told, unloaded={}).runs_like(twin)
+    assert not told.runs_like(replace(twin, runs=[]))
+    pressed = [run | {"kv.peak_held_share": 0.9} for run in twin.runs]
+    evicted = [run | {"prefix_cache.cached_tokens": 1} for run in twin.runs]
+    for runs in (pressed, evicted):
+        assert not told.runs_like(replace(twin, runs=runs))
 
 
 def test_an_slo_that_even_an_idle_engine_misses_costs_one_workload(tmp_path: Path) -> None:

@@ -102,16 +102,16 @@ class Candidate:
     def runs_like(self, other: Candidate) -> bool:
         """Whether another one, which was simulated, differs in nothing that mattered to its runs.
 
-        Then this one's runs are the same. Prefixes must have been hit as often as without load, so that no number of
-        blocks mattered to that either.
+        Then this one's runs are the same. Prefixes must have been hit as often as without load (in the replications
+        that were run without), so that no number of blocks mattered to that either.
         """
         if self.limits is None or other.limits is None or self.limits.family != other.limits.family:
             return False
         hits = self.unloaded.get(HITS) or []
-        return bool(other.runs) and not any(
-            self.limits.matter_to(run, other.limits) or run[HITS] != at_most
-            for run, at_most in zip(other.runs, hits, strict=False)
-        )
+        if not hits or not other.runs:
+            return False
+        all_hit = all(run[HITS] == at_most for run, at_most in zip(other.runs, hits, strict=False))
+        return all_hit and not any(self.limits.matter_to(run, other.limits) for run in other.runs)
 
     def take_runs_of(self, other: Candidate) -> None:
         """Be told what another one's simulation said."""
