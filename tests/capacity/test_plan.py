@@ -96,7 +96,7 @@ def test_without_runs_to_compare_with_nothing_runs_alike(results: Path) -> None:
     told = next(candidate for candidate in candidates if candidate.twin)
     twin = next(candidate for candidate in candidates if candidate.label == told.twin)
     assert told.runs_like(twin)
-    assert not replace(told, unloaded={}).runs_like(twin)
+    assert not replace(told, hits=[]).runs_like(twin)
     assert not told.runs_like(replace(twin, runs=[]))
     pressed = [run | {"kv.peak_held_share": 0.9} for run in twin.runs]
     evicted = [run | {"prefix_cache.cached_tokens": 1} for run in twin.runs]

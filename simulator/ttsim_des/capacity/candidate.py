@@ -48,6 +48,8 @@ class Candidate:
     """
 
     variant: Variant
+    place: int = 0
+    """Among those given: of equals the first is chosen."""
     why_not: str = ""
     gpus: int = 0
     offered_share: float | None = None
@@ -64,6 +66,8 @@ class Candidate:
     exact: dict[str, float] = field(default_factory=dict)
     bounds: dict[str, list[float]] = field(default_factory=dict)
     unloaded: dict[str, list[float]] = field(default_factory=dict)
+    hits: list[float] = field(default_factory=list)
+    """Prompt tokens found in the prefix cache without load, in each replication: load can only make them fewer."""
     runs: list[Flat] = field(default_factory=list)
     twin: str = ""
     """The candidate whose runs these are."""
@@ -107,10 +111,9 @@ class Candidate:
         """
         if self.limits is None or other.limits is None or self.limits.family != other.limits.family:
             return False
-        hits = self.unloaded.get(HITS) or []
-        if not hits or not other.runs:
+        if not self.hits or not other.runs:
             return False
-        all_hit = all(run[HITS] == at_most for run, at_most in zip(other.runs, hits, strict=False))
+        all_hit = all(run[HITS] == at_most for run, at_most in zip(other.runs, self.hits, strict=False))
         return all_hit and not any(self.limits.matter_to(run, other.limits) for run in other.runs)
 
     def take_runs_of(self, other: Candidate) -> None:
@@ -133,11 +136,10 @@ def survey(scenario: str, overrides: Sequence[str], seed: int | None, variant: V
         work = expected_work(loaded.scenario, loaded.base_dir)
     except InputError as error:
         return Candidate(variant, why_not=str(replace(error.problems[0], where="", expected="")))
-    return surveyed(variant, loaded.scenario, deployment, work)
+    return _known(variant, loaded.scenario, deployment, work)
 
 
-def surveyed(variant: Variant, scenario: Scenario, deployment: Deployment, work: ExpectedWork) -> Candidate:
-    """See `survey`."""
+def _known(variant: Variant, scenario: Scenario, deployment: Deployment, work: ExpectedWork) -> Candidate:
     pools = [deployment, *deployment.pools.values()]
     strategy = scenario.workload.strategy
     found = Candidate(
@@ -154,9 +156,7 @@ def surveyed(variant: Variant, scenario: Scenario, deployment: Deployment, work:
     hourly = {GPU_SECONDS: 3600.0 * found.gpus}
     if all(price is not None for price in prices):
         hourly[USD] = sum(pool.gpus * (pool.gpu_hour_usd or 0.0) for pool in pools)
-    best_queries_per_s = (
-        deployment.best_throughput(scenario.workload, work).output_tokens_per_s * work.queries / work.output_tokens
-    )
+    best_queries_per_s = deployment.best_queries_per_s(scenario.workload, work)
     rate = work.offered_queries_per_s
     if rate is not None and scenario.experiment.kind == "steady":
         found.exact = {name: cost / 3600 / rate for name, cost in hourly.items()}
@@ -186,6 +186,6 @@ def add_bounds(candidate: Candidate, unloaded: Sequence[Flat]) -> None:
                 candidate.bounds[f"{metric}.{name}"] = [tokens * candidate.least_token_s for tokens in known]
     for name in STATISTICS:
         candidate.bounds[f"request.tpot_s.{name}"] = [candidate.least_token_s] * len(unloaded)
-    candidate.unloaded[HITS] = in_all(unloaded, HITS) or []
+    candidate.hits = in_all(unloaded, HITS) or []
     if candidate.is_timeless and (shares := in_all(unloaded, ACCURACY)) is not None:
         candidate.unloaded[ACCURACY] = shares

@@ -7,7 +7,7 @@ and cost).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ttsim_des.api import load
@@ -116,18 +116,14 @@ def marked(points: Sequence[Point]) -> list[Point]:
     """The points with marks of what others dominate; accuracy does not count where nobody knows it."""
     cost = "query_usd" if all(point.query_usd is not None for point in points) else "gpu_s_per_query"
     return [
-        Point(
-            **{
-                **asdict(point),
-                "waits_longer": any(_dominates(other, point, ("latency_p95_s",)) for other in points),
-                "costs_more": any(_dominates(other, point, (cost,)) for other in points),
-                "on_front": point.stable
-                and getattr(point, cost) is not None
-                and point.latency_p95_s is not None
-                and not any(
-                    _dominates(other, point, ("latency_p95_s", cost), needs_accuracy=False) for other in points
-                ),
-            }
+        replace(
+            point,
+            waits_longer=any(_dominates(other, point, ("latency_p95_s",)) for other in points),
+            costs_more=any(_dominates(other, point, (cost,)) for other in points),
+            on_front=point.stable
+            and getattr(point, cost) is not None
+            and point.latency_p95_s is not None
+            and not any(_dominates(other, point, ("latency_p95_s", cost), needs_accuracy=False) for other in points),
         )
         for point in points
     ]

@@ -11,7 +11,7 @@ from ttsim_des.metrics.flat import Flat
 
 RARER = 1000
 """Queries so much rarer meet nobody."""
-DRAFTING = "engine.speculative."
+NO_DRAFTS = "engine.speculative="
 """Drafts change when a token comes, not which: they would only cost time here."""
 
 
@@ -37,24 +37,21 @@ class Idle:
         return bool(candidate.workload) and key not in self._runs and len(self._members[key]) > 1
 
     def ask(self, candidates: Sequence[Candidate]) -> None:
-        """Run the workloads of these candidates, on whatever simulates them fastest, and bound all who share them."""
+        """Run the workloads of these candidates, and tell all who share them their bounds and which SLO they miss."""
         chosen: dict[str, Candidate] = {}
         for candidate in candidates:
             key = self._key(candidate)
             fastest = min(self._members[key], key=lambda one: one.least_token_s)
-            plain = (text for text in fastest.variant if not text.startswith(DRAFTING))
-            chosen[key] = Candidate((*plain, *_without_load(fastest)))
+            chosen[key] = Candidate((*fastest.variant, NO_DRAFTS, *_without_load(fastest)))
         self._question.progress(f"{len(chosen)} workloads without load")
         self._question.simulate(list(chosen.values()), self._question.replications)
         for key, alone in chosen.items():
             self._runs[key] = alone.runs
             for candidate in self._members[key]:
                 add_bounds(candidate, alone.runs)
-
-    def missed(self, candidate: Candidate) -> str:
-        """Which SLO a candidate cannot keep even without load; empty where it may keep all."""
-        missed = [slo for slo in self._question.slos if candidate.cannot_keep(slo)]
-        return f"misses {missed[0]} even without load" if missed else ""
+                missed = next((slo for slo in self._question.slos if candidate.cannot_keep(slo)), None)
+                if missed is not None:
+                    candidate.why_not = candidate.why_not or f"misses {missed} even without load"
 
 
 def _without_load(candidate: Candidate) -> tuple[str, ...]:

@@ -87,8 +87,7 @@ def _best_possible_per_s(question: Question) -> float:
     if work.offered_queries_per_s is None or loaded.scenario.workload.arrivals.file is not None:
         raise bad_input("arrivals of this scenario have no rate to vary", key="--largest-load", expected=RATE)
     deployment = deploy(loaded.scenario, loaded.base_dir)
-    possible = deployment.best_throughput(loaded.scenario.workload, work).output_tokens_per_s
-    return possible * work.queries / work.output_tokens
+    return deployment.best_queries_per_s(loaded.scenario.workload, work)
 
 
 def _probe(question: Question, rate: float) -> tuple[Probe, list[Flat]]:

@@ -44,21 +44,20 @@ def choose(question: Question, variants: Sequence[Variant], objective: str = USD
     of them can be.
     """
     candidates = surveyed(question, variants, objective, prune=prune)
-    places = {id(candidate): place for place, candidate in enumerate(candidates)}
     best: Candidate | None = None
 
     def rank(candidate: Candidate) -> tuple[bool, float, int]:
         least = candidate.at_least(objective)
-        return least is None, least or 0.0, places[id(candidate)]
+        return least is None, least or 0.0, candidate.place
 
     def beaten_by(candidate: Candidate) -> str:
-        if best is None or _may_beat(candidate, best, objective, places):
+        if best is None or _may_beat(candidate, best, objective):
             return ""
         return f"cannot be cheaper than {best.label}"
 
     def arrive(candidate: Candidate) -> None:
         nonlocal best
-        if is_better(candidate, best, objective, places):
+        if is_better(candidate, best, objective):
             best = candidate
 
     waiting = sorted((candidate for candidate in candidates if not candidate.why_not), key=rank)
@@ -66,7 +65,7 @@ def choose(question: Question, variants: Sequence[Variant], objective: str = USD
     return Choice(candidates, objective, best)
 
 
-def is_better(candidate: Candidate, best: Candidate | None, objective: str, places: dict[int, int]) -> bool:
+def is_better(candidate: Candidate, best: Candidate | None, objective: str) -> bool:
     """Whether a candidate that was simulated keeps its SLOs and takes the place of the best so far."""
     value = candidate.value(objective)
     if candidate.state != "holds" or value is None:
@@ -74,13 +73,13 @@ def is_better(candidate: Candidate, best: Candidate | None, objective: str, plac
     reached = None if best is None else best.value(objective)
     if best is None or reached is None:
         return True
-    return (value, places[id(candidate)]) < (reached, places[id(best)])
+    return (value, candidate.place) < (reached, best.place)
 
 
-def _may_beat(candidate: Candidate, best: Candidate, objective: str, places: dict[int, int]) -> bool:
+def _may_beat(candidate: Candidate, best: Candidate, objective: str) -> bool:
     """Whether a candidate can be chosen instead of the best so far: for less, or for as much and given earlier."""
     least, reached = candidate.at_least(objective), best.value(objective)
-    return least is None or reached is None or (least, places[id(candidate)]) < (reached, places[id(best)])
+    return least is None or reached is None or (least, candidate.place) < (reached, best.place)
 
 
 def surveyed(question: Question, variants: Sequence[Variant], objective: str, *, prune: bool) -> list[Candidate]:
@@ -99,6 +98,8 @@ def look_at(question: Question, variants: Sequence[Variant], objective: str, *, 
     else:
         with ProcessPoolExecutor() as pool:
             candidates = list(pool.map(one, variants, chunksize=FEW // 2))
+    for place, candidate in enumerate(candidates):
+        candidate.place = place
     deployed = [candidate for candidate in candidates if candidate.gpus]
     if not prune:
         for candidate in deployed:

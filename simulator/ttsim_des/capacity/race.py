@@ -36,7 +36,9 @@ def race(
         rest: list[Candidate] = []
         for candidate in waiting:
             is_full = len(batch) + len(unknown) >= question.executor.workers
-            if why_not := beaten_by(candidate) or idle.missed(candidate):
+            if candidate.why_not:
+                continue
+            if why_not := beaten_by(candidate):
                 candidate.why_not = why_not
             elif twin := next((one for one in judged.get(candidate.family, ()) if candidate.runs_like(one)), None):
                 candidate.take_runs_of(twin)

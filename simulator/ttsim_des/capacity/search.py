@@ -45,7 +45,6 @@ def search(
     )
     study = optuna.create_study(sampler=sampler)
     found: dict[Variant, Candidate] = {}
-    places: dict[int, int] = {}
     best: Candidate | None = None
     asked = 0
     while asked < trials:
@@ -54,7 +53,7 @@ def search(
         batch = [(trial := study.ask(), _proposal(trial, axes, points)) for _ in range(number)]
         new = list(dict.fromkeys(variant for _, variant in batch if variant not in found))
         for candidate in look_at(question, new, objective, prune=True):
-            places[id(candidate)] = len(found)
+            candidate.place = len(found)
             found[candidate.variant] = candidate
         question.progress(f"{asked} of {trials} trials: {' '.join(batch[0][1])}")
         question.judge([found[variant] for variant in new if not found[variant].why_not])
@@ -63,7 +62,7 @@ def search(
             trial.set_constraint("slos", _excess(question, candidate))
             value = candidate.value(objective)
             study.tell(trial, candidate.at_least(objective) or 0.0 if value is None else value)
-            if is_better(candidate, best, objective, places):
+            if is_better(candidate, best, objective):
                 best = candidate
     candidates = list(found.values())
     if not any(candidate.gpus for candidate in candidates):

@@ -9,7 +9,6 @@ what is new, and a file that is there is a result.
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import os
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ttsim_des.capacity.executors import Executor
-from ttsim_des.capacity.grid import Variant
 from ttsim_des.capacity.task import SCHEMA, Content, Task
 from ttsim_des.errors import bad_input
 
@@ -30,23 +28,6 @@ class Progress(Protocol):
 
     def __call__(self, task: Task, content: Content, *, is_new: bool) -> None:
         """`is_new`: it was run, not found."""
-
-
-def read_points(path: Path) -> list[Variant]:
-    """Points from a CSV file whose header names keys; InputError where there are none."""
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise bad_input(f"these points cannot be read: {error}", where=str(path), expected="a CSV file") from None
-    points = []
-    for number, row in enumerate(rows, 2):
-        if None in row or None in row.values():
-            raise bad_input("not as many cells as the header has", where=f"{path}:{number}")
-        points.append(tuple(f"{key}={value}" for key, value in row.items()))
-    if not points:
-        raise bad_input("there is no point", where=str(path), expected="keys in the header, a point a row")
-    return points
 
 
 def run_sweep(

@@ -104,6 +104,10 @@ class Deployment:
         )
         return one._replace(output_tokens_per_s=one.output_tokens_per_s * self.replicas)
 
+    def best_queries_per_s(self, workload: Workload, work: ExpectedWork) -> float:
+        """That bound in queries."""
+        return self.best_throughput(workload, work).output_tokens_per_s * work.queries / work.output_tokens
+
     def least_token_s(self) -> float:
         """No sequence gets its tokens faster than this, however little there is to do."""
         least_ns = least_token_ns(self.step_model, self.engine_config, self.host, self._tokens_per_step)
