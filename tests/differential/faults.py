@@ -163,13 +163,13 @@ def _first_of_equals_is_last(_original):
     def pick(self):
         if self.config.scheduling_policy == "priority":
             return max(reversed(self.running), key=lambda request: (request.priority, request.arrival_ns))
-        return self.running[-1]
+        return next(reversed(self.running))
 
     return pick
 
 
 def _earliest_victim(_original):
-    return lambda self: self.running[0]
+    return lambda self: next(iter(self.running))
 
 
 def _preempted_goes_to_the_end(_original):

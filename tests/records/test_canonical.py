@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttsim_des.records.canonical import canonical_gaps, canonical_steps
-from ttsim_des.records.store import matrix
+from ttsim_des.records.store import IntMatrix
 
 Gap = tuple[int, int, int]
 """(delivered, gap, seqs, extra tokens)"""
@@ -166,3 +166,7 @@ def test_three_gaps_on_a_line_are_one_run_and_two_are_not() -> None:
         lines = np.concatenate(canonical_gaps(matrix([(100, steps, 7, 2, 5, 1)], 6)), axis=1)
         assert lines[1].tolist() == counts
         assert expanded_gaps(lines) == expanded_gaps(matrix([(100, steps, 7, 2, 5, 1)], 6))
+
+
+def matrix(rows: list[tuple[int, ...]], columns: int) -> IntMatrix:
+    return np.array(rows, dtype=np.int64).reshape(-1, columns).T.copy()

@@ -22,12 +22,12 @@ RUNS = {
 
 @pytest.fixture(params=RUNS)
 def both(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[api.Result, api.Result]:
-    """A run in memory, and the same with blocks of 64 rows on disk."""
+    """A run in memory, and the same with small blocks on disk."""
     name = request.param
     small = api.run(api.load(name, [*RUNS[name], "output.steps=true"]))
     monkeypatch.setattr(store, "ROWS_IN_MEMORY", 100)
     for module in (recorder, collect):
-        monkeypatch.setattr(module, "BLOCK_ROWS", 64)
+        monkeypatch.setattr(module, "BLOCK_BYTES", 4096)
     return small, api.run(api.load(name, [*RUNS[name], "output.steps=true"]))
 
 

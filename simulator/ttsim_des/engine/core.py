@@ -33,7 +33,6 @@ from ttsim_des.errors import NotValidError
 from ttsim_des.latency.many_steps import ComingSteps
 from ttsim_des.latency.shape import PrefillChunk, StepShape
 from ttsim_des.records.recorder import DraftCounts
-from ttsim_des.records.tables import GapRow
 
 MAX_FRUITLESS_PREEMPTIONS = 10_000
 
@@ -59,7 +58,7 @@ Delivery = tuple[list[Request], list[Request]]
 class EngineCore:
     """Scheduler, ledger and the steps in flight of one engine; gaps between tokens go to `gap_rows`."""
 
-    def __init__(self, config: EngineConfig, gap_rows: list[GapRow], draft_counts: DraftCounts) -> None:
+    def __init__(self, config: EngineConfig, gap_rows: bytearray, draft_counts: DraftCounts) -> None:
         self.config = config
         self.scheduler = Scheduler(config)
         self.speculation = config.speculation
@@ -137,8 +136,10 @@ class EngineCore:
         if ledger.joining or (ledger.skips and ledger.skips[0][0] <= step):
             ledger.open_step(step)
         batch, kv = ledger.batch, scheduler.kv
-        taken = batch.blocks_taken(step)
-        if not batch.seqs or batch.seqs > self._most_decodes or taken > kv.num_free_blocks or ledger.is_tight(step):
+        seqs, taken = batch.seqs, batch.blocks_taken(step)
+        if not seqs or seqs > self._most_decodes or taken > kv.num_free_blocks:
+            return None
+        if ledger.tight and ledger.is_tight(step):
             return None
         if taken:
             kv.take(taken)
@@ -235,7 +236,7 @@ class EngineCore:
         chunks: list[tuple[Request, int]] = []
         for request in self.ledger.prefilling:
             wanted = scheduler.num_wanted_tokens(request, threshold)
-            if wanted > budget and request is not scheduler.running[-1]:
+            if wanted > budget and request is not next(reversed(scheduler.running)):
                 return None  # a shorter chunk here would leave less for those behind
             num_tokens = min(wanted, budget)
             if num_tokens > 0:
@@ -268,7 +269,7 @@ class EngineCore:
                 kv.take(count)
                 unserved -= count
                 continue
-            victim = running.pop()
+            victim, _ = running.popitem()
             if victim.place is DECODING and not (victim.base + step - 1) % block_size:
                 unserved -= 1
             self.ledger.settle(victim)
@@ -442,7 +443,10 @@ class EngineCore:
             scheduler.kv.retire(request, ledger.write_out(request))
         else:
             scheduler.kv.free(request)
-        (scheduler.running if request.status is RUNNING else scheduler.waiting).remove(request)
+        if request.status is RUNNING:
+            del scheduler.running[request]
+        else:
+            scheduler.waiting.remove(request)
         request.status = status
         scheduler.has_finished_unreported = True
         del ledger.outcomes[request.request_id]

@@ -13,7 +13,7 @@ from ttsim_des.records.tables import GAP_COLUMNS, STEP_COLUMNS
 class GrowthLeap:
     """The next `pops` pops of a batch that drafts, and as many steps launched meanwhile; see `Leap`.
 
-    `described`: the columns of the steps table from decode_seqs on, `draft_tokens` (one a step) left out.
+    `described`: the columns of the steps table from decode_seqs to preempted, of the first step.
     `extra_tokens`: accepted drafts that each pop delivers.
     """
 
@@ -64,7 +64,7 @@ class GrowthLeap:
         """Leave a line in the steps table for every step."""
         pops, described = self.pops, self._described
         lines = np.empty((len(STEP_COLUMNS), pops), dtype=np.int64)
-        lines[:] = np.array((0, 1, 0, 0, 0, 0, *described[:3], 0, *described[3:], 0), dtype=np.int64)[:, np.newaxis]
+        lines[:] = np.array((0, 1, 0, 0, 0, 0, *described, 0), dtype=np.int64)[:, np.newaxis]
         lines[0] = self._starts_ns[:pops]
         lines[2] = lines[4] = self._durations_ns[:pops]
         lines[9] = self._draft_tokens[:pops]

@@ -15,7 +15,7 @@ from ttsim_des.engine.ledger import Ledger
 from ttsim_des.engine.request import DECODING, DRAINING, ELSEWHERE, JOINING, PREFILLING, Request, Scheduled
 from ttsim_des.engine.speculation import SpeculationConfig
 from ttsim_des.records.recorder import DraftCounts
-from ttsim_des.records.tables import GapRow
+from ttsim_des.records.tables import pack_gap
 
 
 class GrowthLedger(Ledger):
@@ -26,7 +26,7 @@ class GrowthLedger(Ledger):
         config: EngineConfig,
         speculation: SpeculationConfig,
         kv: KVCacheManager,
-        gap_rows: list[GapRow],
+        gap_rows: bytearray,
         counts: DraftCounts,
     ) -> None:
         super().__init__(config, kv, gap_rows)
@@ -128,7 +128,7 @@ class GrowthLedger(Ledger):
             seqs, tokens = waited.get(gap_ns, (0, 0))
             waited[gap_ns] = seqs + followers, tokens + extra
         for gap_ns, (seqs, tokens) in waited.items():
-            self._gap_rows.append((now_ns, 1, gap_ns, 0, seqs, tokens))
+            self._gap_rows += pack_gap(now_ns, 1, gap_ns, 0, seqs, tokens)
         self.last_pop_ns = now_ns
 
     def _extra_now(self, request: Request) -> int:

@@ -11,36 +11,73 @@ from math import isqrt
 
 from ttsim_des.latency.shape import Run, StepModel, StepShape
 from ttsim_des.records.recorder import StepRecorder
-from ttsim_des.records.tables import GapRow, StepRow
+from ttsim_des.records.tables import pack_gap, pack_step
+
+Line = tuple[int, int, int, int, int, int, bool]
+"""Steps whose starts and durations are linear: the first columns of the steps table, and in_domain."""
 
 
 class Leap:
     """The next `pops` pops of a batch that decodes, and as many steps launched meanwhile.
 
-    `rows` are the lines that it leaves in the steps table, runs of steps. `is_async`: a step is launched when the
-    one before it is popped (pop k is the start of step k); else when it is popped itself (pop k is the end of
-    step k). After a pop the engine looks at its inputs once its host time is over: `first_update_ns` after pop 0,
-    `update_ns` after the others.
+    `lines` say when its steps run. `is_async`: a step is launched when the one before it is popped (pop k is the start
+    of step k); else when it is popped itself (pop k is the end of step k). After a pop the engine looks at its inputs
+    once its host time is over: `first_update_ns` after pop 0, `update_ns` after the others.
     """
 
     __slots__ = (
-        *("cut_ns", "first_pop_ns", "first_update_ns", "is_async", "last_end_ns", "last_pop_ns"),
-        *("pops", "rows", "update_ns"),
+        *("_described", "cut_ns", "first_duration_ns", "first_pop_ns", "first_update_ns", "is_async", "last_end_ns"),
+        *("last_pop_ns", "lines", "pops", "update_ns"),
     )
 
-    def __init__(self, rows: list[StepRow], pops: int, is_async: bool, first_update_ns: int, update_ns: int) -> None:
-        self.rows, self.pops, self.is_async = rows, pops, is_async
+    def __init__(
+        self,
+        model: StepModel,
+        shape: StepShape,
+        pops: int,
+        start_ns: int,
+        host_ns: int,
+        first_update_ns: int,
+        update_ns: int,
+        is_async: bool,
+        described: tuple[int, ...],
+    ) -> None:
+        """A leap from a step of `shape` on, which starts at `start_ns`.
+
+        `host_ns`: what planning a step takes. `described`: the columns of the steps table from decode_seqs to
+        preempted, the same for all of them.
+        """
+        self.pops, self.is_async, self._described = pops, is_async, described
         self.first_update_ns, self.update_ns = first_update_ns, update_ns
         self.cut_ns = -1
         """When an input last made the leap end early."""
+        run = model.decode_run(shape, pops)
+        steps, first_ns, increment_ns, in_domain = run
+        if is_async and steps == pops:
+            last = steps - 1
+            last_ns = first_ns + last * increment_ns
+            shortest_ns = first_ns if increment_ns >= 0 else last_ns
+            if shortest_ns >= host_ns + update_ns and shortest_ns >= host_ns + first_update_ns:
+                # Most leaps: one line, and the device sets the pace.
+                self.lines = [(start_ns, steps, first_ns, increment_ns, first_ns, increment_ns, in_domain)]
+                self.first_pop_ns, self.first_duration_ns = start_ns, first_ns
+                start_ns += last * first_ns + increment_ns * (last * (last - 1) // 2)
+                self.last_pop_ns, self.last_end_ns = start_ns, start_ns + last_ns
+                return
+        runs = decode_runs(model, shape, pops, run)
+        if is_async:
+            self.lines = async_lines(runs, start_ns, host_ns + first_update_ns, host_ns + update_ns)
+        else:
+            self.lines = sync_lines(runs, start_ns, host_ns + update_ns)
         self._close()
 
     def _close(self) -> None:
         """Work out the first and the last pop, and when the last step ends on the device."""
-        start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, *_ = self.rows[0]
+        start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, _ = self.lines[0]
+        self.first_duration_ns = duration_ns
         self.first_pop_ns = start_ns if self.is_async else start_ns + duration_ns
-        if len(self.rows) > 1:
-            start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, *_ = self.rows[-1]
+        if len(self.lines) > 1:
+            start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, _ = self.lines[-1]
         last = steps - 1
         start_ns += last * period_ns + growth_ns * (last * (last - 1) // 2)
         self.last_end_ns = end_ns = start_ns + duration_ns + last * increment_ns
@@ -48,7 +85,7 @@ class Leap:
 
     def pop_ns(self, index: int) -> int:
         """When pop `index` (from 0) happens."""
-        for start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, *_ in self.rows:
+        for start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, _ in self.lines:
             if index < steps:
                 pop_ns = start_ns + _passed(index, period_ns, growth_ns)
                 return pop_ns if self.is_async else pop_ns + duration_ns + index * increment_ns
@@ -58,11 +95,11 @@ class Leap:
     def cut(self, pops: int) -> None:
         """End the leap after its first `pops` pops."""
         self.pops, left = pops, pops
-        for index, row in enumerate(self.rows):
-            if left <= row[1]:
-                self.rows[index:] = [(row[0], left, *row[2:])]
+        for index, line in enumerate(self.lines):
+            if left <= line[1]:
+                self.lines[index:] = [(line[0], left, *line[2:])]
                 break
-            left -= row[1]
+            left -= line[1]
         self._close()
 
     def last_look_ns(self) -> int:
@@ -77,7 +114,7 @@ class Leap:
             return 0
         time_ns -= self.update_ns
         passed = 0
-        for start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, *_ in self.rows:
+        for start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, _ in self.lines:
             distance_ns, apart_ns = time_ns - start_ns, period_ns  # from pop to pop of this run
             if not self.is_async:
                 distance_ns, apart_ns = distance_ns - duration_ns, apart_ns + increment_ns
@@ -88,22 +125,16 @@ class Leap:
 
     def record_steps(self, recorder: StepRecorder) -> None:
         """Leave lines in the steps table."""
-        recorder.step_rows += self.rows
+        rows, described = recorder.step_rows, self._described
+        for start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, in_domain in self.lines:
+            times = (start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns)
+            rows += pack_step(*times, *described, in_domain)
 
     def record_gaps(self, recorder: StepRecorder, pops: int) -> None:
         """Leave the lines of the first `pops` pops but the very first in the table of token gaps."""
-        recorder.gap_rows += self._gap_rows(pops)
-
-    def _gap_rows(self, pops: int) -> list[GapRow]:
-        left = pops - 1
-        if not left:
-            return []
-        if self.is_async and left <= self.rows[0][1]:  # as most leaps
-            start_ns, _, period_ns, growth_ns, _, _, seqs, *_ = self.rows[0]
-            return [(start_ns + period_ns, left, period_ns, growth_ns, seqs, 0)]
-        lines: list[GapRow] = []
+        left, rows, seqs = pops - 1, recorder.gap_rows, self._described[0]
         skip = 0 if self.is_async else 1
-        for start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, seqs, *_ in self.rows:
+        for start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, _ in self.lines:
             count = steps - skip if steps - skip < left else left
             if count > 0:
                 gap_ns = period_ns + skip * growth_ns
@@ -111,10 +142,9 @@ class Leap:
                     delivered_ns = start_ns + gap_ns
                 else:
                     delivered_ns = start_ns + skip * (period_ns + increment_ns) + duration_ns
-                lines.append((delivered_ns, count, gap_ns, growth_ns, seqs, 0))
+                rows += pack_gap(delivered_ns, count, gap_ns, growth_ns, seqs, 0)
                 left -= count
             skip = 0
-        return lines
 
 
 def _passed(periods: int, period_ns: int, growth_ns: int) -> int:
@@ -141,9 +171,8 @@ def _first_reaching(distance_ns: int, period_ns: int, growth_ns: int) -> int:
     return k
 
 
-def decode_runs(model: StepModel, shape: StepShape, steps: int) -> list[Run]:
-    """The durations of `steps` steps of a decode batch that begins with `shape`, as linear runs."""
-    run = model.decode_run(shape, steps)
+def decode_runs(model: StepModel, shape: StepShape, steps: int, run: Run) -> list[Run]:
+    """The durations of `steps` steps of a decode batch that begins with `shape`, as linear runs; `run` is the first."""
     runs = [run]
     while run[0] < steps:
         passed = run[0]
@@ -155,43 +184,37 @@ def decode_runs(model: StepModel, shape: StepShape, steps: int) -> list[Run]:
     return runs
 
 
-def sync_rows(runs: list[Run], start_ns: int, host_ns: int, described: tuple[int, ...]) -> list[StepRow]:
-    """Lines of the steps table for steps with `host_ns` of host time between two of them.
-
-    `described` are the columns from decode_seqs to preempted.
-    """
-    rows: list[StepRow] = []
+def sync_lines(runs: list[Run], start_ns: int, host_ns: int) -> list[Line]:
+    """Steps with `host_ns` of host time between two of them."""
+    lines: list[Line] = []
     for steps, first_ns, increment_ns, in_domain in runs:
         period_ns = first_ns + host_ns
-        rows.append((start_ns, steps, period_ns, increment_ns, first_ns, increment_ns, *described, in_domain))
+        lines.append((start_ns, steps, period_ns, increment_ns, first_ns, increment_ns, in_domain))
         start_ns += steps * period_ns + increment_ns * (steps * (steps - 1) // 2)
-    return rows
+    return lines
 
 
-def async_rows(
-    runs: list[Run], start_ns: int, first_host_ns: int, host_ns: int, described: tuple[int, ...]
-) -> list[StepRow]:
-    """Lines for steps that follow each other at once, unless the host takes longer than a step: it then sets the pace.
+def async_lines(runs: list[Run], start_ns: int, first_host_ns: int, host_ns: int) -> list[Line]:
+    """Steps that follow each other at once, unless the host takes longer than a step: it then sets the pace.
 
-    `first_host_ns` is the host time that must pass between the starts of the first two steps, `host_ns` between others;
-    `described` as in `sync_rows`.
+    `first_host_ns` is the host time that must pass between the starts of the first two steps, `host_ns` between others.
     """
-    rows: list[StepRow] = []
+    lines: list[Line] = []
     for steps, first_ns, increment_ns, in_domain in runs:
         last_ns = first_ns + (steps - 1) * increment_ns
-        floor_ns = host_ns if rows or first_host_ns < host_ns else first_host_ns
+        floor_ns = host_ns if lines or first_host_ns < host_ns else first_host_ns
         if first_ns >= floor_ns and last_ns >= floor_ns:
-            rows.append((start_ns, steps, first_ns, increment_ns, first_ns, increment_ns, *described, in_domain))
+            lines.append((start_ns, steps, first_ns, increment_ns, first_ns, increment_ns, in_domain))
             start_ns += steps * first_ns + increment_ns * (steps * (steps - 1) // 2)
             continue
-        parts = [(steps, first_ns)] if rows else [(1, first_ns), (steps - 1, first_ns + increment_ns)]
+        parts = [(steps, first_ns)] if lines else [(1, first_ns), (steps - 1, first_ns + increment_ns)]
         for part_steps, part_ns in parts:
-            duration_ns, floor_ns = part_ns, host_ns if rows else first_host_ns
+            duration_ns, floor_ns = part_ns, host_ns if lines else first_host_ns
             for count, period_ns, growth_ns in _at_least(part_steps, part_ns, increment_ns, floor_ns):
-                rows.append((start_ns, count, period_ns, growth_ns, duration_ns, increment_ns, *described, in_domain))
+                lines.append((start_ns, count, period_ns, growth_ns, duration_ns, increment_ns, in_domain))
                 duration_ns += count * increment_ns
                 start_ns += _passed(count, period_ns, growth_ns)
-    return rows
+    return lines
 
 
 def _at_least(steps: int, first_ns: int, increment_ns: int, floor_ns: int) -> list[tuple[int, int, int]]:

@@ -16,7 +16,7 @@ from ttsim_des.engine.config import EngineConfig
 from ttsim_des.engine.growth_batch import GrowthBatch
 from ttsim_des.engine.kv_cache import KVCacheManager
 from ttsim_des.engine.request import DECODING, DRAINING, ELSEWHERE, JOINING, PREFILLING, Outcome, Request, Scheduled
-from ttsim_des.records.tables import GapRow
+from ttsim_des.records.tables import pack_gap
 
 _Heap = list[tuple[int, int, Request]]
 """(step, serial, request); entries of requests that have left or were admitted again since are dead."""
@@ -29,7 +29,7 @@ class Ledger:
     tokens go to `gap_rows`, lines of the table of token gaps.
     """
 
-    def __init__(self, config: EngineConfig, kv: KVCacheManager, gap_rows: list[GapRow]) -> None:
+    def __init__(self, config: EngineConfig, kv: KVCacheManager, gap_rows: bytearray) -> None:
         self.batch: DecodeBatch | GrowthBatch = DecodeBatch(config.block_size)
         self.prefilling: list[Request] = []
         self.draining: list[Request] = []
@@ -137,7 +137,7 @@ class Ledger:
         followers = self.batch.seqs + len(self.draining)
         if not firsts:
             if followers:
-                self._gap_rows.append((now_ns, 1, now_ns - self.last_pop_ns, 0, followers, 0))
+                self._gap_rows += pack_gap(now_ns, 1, now_ns - self.last_pop_ns, 0, followers, 0)
             self.last_pop_ns = now_ns
             return
         waited: dict[int, int] = {}
@@ -157,7 +157,7 @@ class Ledger:
             gap_ns = now_ns - self.last_pop_ns
             waited[gap_ns] = waited.get(gap_ns, 0) + followers
         for gap_ns, seqs in waited.items():
-            self._gap_rows.append((now_ns, 1, gap_ns, 0, seqs, 0))
+            self._gap_rows += pack_gap(now_ns, 1, gap_ns, 0, seqs, 0)
         self.last_pop_ns = now_ns
 
     def stamp_one(self, request: Request, now_ns: int, tokens: int = 1) -> None:
@@ -165,7 +165,7 @@ class Ledger:
         if request.first_token_ns < 0:
             request.first_token_ns = now_ns
         else:
-            self._gap_rows.append((now_ns, 1, now_ns - request.last_token_ns, 0, 1, tokens - 1))
+            self._gap_rows += pack_gap(now_ns, 1, now_ns - request.last_token_ns, 0, 1, tokens - 1)
         request.last_token_ns = now_ns
 
     def pops_until_change(self) -> int:

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from ttsim_des.engine.config import EngineConfig
 from ttsim_des.engine.core import Delivery, EngineCore
 from ttsim_des.engine.growth_leap import GrowthLeap
-from ttsim_des.engine.leap import Leap, async_rows, decode_runs, sync_rows
+from ttsim_des.engine.leap import Leap
 from ttsim_des.engine.request import ELSEWHERE, PREFILLING, RUNNING, WAITING, Outcome, Request
 from ttsim_des.engine.scheduler import Plan
 from ttsim_des.errors import NotValidError
@@ -23,6 +23,7 @@ from ttsim_des.latency.host import HostOverhead
 from ttsim_des.latency.many_steps import many_steps
 from ttsim_des.latency.shape import StepModel, StepShape
 from ttsim_des.records.recorder import StepRecorder
+from ttsim_des.records.tables import pack_step
 from ttsim_des.timeline import Event, Phase, Timeline
 
 Stepping = Literal["leap", "step"]
@@ -149,11 +150,11 @@ class Replica:
 
         What comes next is done here and now while nothing else can happen before it; else it goes on the timeline.
         """
-        is_quiet_until, ends_ns = self._timeline.is_quiet_until, self._ends_ns
+        is_quiet_until, ends_ns, launch_decodes = self._timeline.is_quiet_until, self._ends_ns, self.core.launch_decodes
         while True:
             if self._inbox:
                 self._drain(now_ns)
-            shape = self.core.launch_decodes()
+            shape = launch_decodes()
             if shape is not None:
                 now_ns = self._launch_batch(shape, now_ns, _DECODES)
                 waits = len(ends_ns) == self._depth
@@ -220,51 +221,41 @@ class Replica:
         start_ns = now_ns + host_ns
         if start_ns < self._device_free_ns:
             start_ns = self._device_free_ns
-        kv = scheduler.kv
-        held = kv.num_usable_blocks - kv.num_free_blocks
-        waiting, cached = len(scheduler.waiting), kv.num_cached_free_blocks
-        pops = core.num_pops_unchanged() if self._leaps and not plan.preempted else 1
-        others = (len(scheduler.running), waiting, held, cached, len(plan.preempted))
-        if core.speculation is not None:
-            duration_ns = self._launch_drafts(shape, start_ns, host_ns, pops, (seqs, 0, 0, *others))
-            return self._start(start_ns, duration_ns, now_ns + host_ns, plan)
-        described = (seqs, 0, 0, 0, *others)
+        kv, preempted = scheduler.kv, plan.preempted
+        free = kv.num_free_blocks
+        described = (
+            *(seqs, 0, 0, shape[5], len(scheduler.running), len(scheduler.waiting)),
+            *(kv.num_usable_blocks - free, kv.num_cached_free_blocks, len(preempted)),
+        )
+        pops = core.num_pops_unchanged() if self._leaps and not preempted else 1
         if pops > 1:
-            runs = decode_runs(self._model, shape, pops)
-            update_ns = self._update_step_ns + seqs * self._update_sequence_ns
-            if self._depth == 1:
-                first_update_ns = update_ns
-                rows = sync_rows(runs, start_ns, host_ns + update_ns, described)
-            else:
+            first_update_ns = update_ns = self._update_step_ns + seqs * self._update_sequence_ns
+            if self._depth > 1:
                 first_update_ns = self._update_step_ns + core.in_flight[0].num_seqs * self._update_sequence_ns
-                rows = async_rows(runs, start_ns, host_ns + first_update_ns, host_ns + update_ns, described)
-            self._leap = Leap(rows, pops, self._depth > 1, first_update_ns, update_ns)
-            duration_ns = rows[0][4]
+            leap: Leap | GrowthLeap
+            if core.speculation is None:
+                is_async = self._depth > 1
+                leap = Leap(
+                    self._model, shape, pops, start_ns, host_ns, first_update_ns, update_ns, is_async, described
+                )
+            else:
+                leap = self._leap_drafting(shape, pops, (start_ns, host_ns, first_update_ns, update_ns), described)
+            self._leap = leap
+            duration_ns = leap.first_duration_ns
         else:
-            _, duration_ns, _, in_domain = self._model.decode_run(shape, 1)
-            self._step_rows.append((start_ns, 1, duration_ns, 0, duration_ns, 0, *described, in_domain))
+            duration_ns = self._model.step_ns(shape)
+            in_domain = self._model.in_domain(shape)
+            self._step_rows += pack_step(start_ns, 1, duration_ns, 0, duration_ns, 0, *described, in_domain)
         return self._start(start_ns, duration_ns, now_ns + host_ns, plan)
 
-    def _launch_drafts(
-        self, shape: StepShape, start_ns: int, host_ns: int, pops: int, described: tuple[int, ...]
-    ) -> int:
-        """A step of a batch that drafts, and the leap that begins with it; returns how long the step takes."""
-        core, seqs = self.core, shape[0]
-        if pops == 1:
-            duration_ns = self._model.step_ns(shape)
-            row = (*described[:3], shape.draft_tokens, *described[3:], self._model.in_domain(shape))
-            self._step_rows.append((start_ns, 1, duration_ns, 0, duration_ns, 0, *row))
-            return duration_ns
-        steps = core.coming_steps(pops)
+    def _leap_drafting(
+        self, shape: StepShape, pops: int, times_ns: tuple[int, int, int, int], described: tuple[int, ...]
+    ) -> GrowthLeap:
+        """The leap of a batch that drafts; `times_ns` as `GrowthLeap` takes them."""
+        steps = self.core.coming_steps(pops)
         durations_ns, in_domain = self._draft_steps(shape, steps)
-        first_update_ns = update_ns = self._update_step_ns + seqs * self._update_sequence_ns
-        if self._depth > 1:
-            first_update_ns = self._update_step_ns + core.in_flight[0].num_seqs * self._update_sequence_ns
-        times_ns = (start_ns, host_ns, first_update_ns, update_ns)
-        extra = core.coming_extra_tokens(pops)
-        leap = GrowthLeap(durations_ns, in_domain, steps.draft_tokens, extra, *times_ns, self._depth > 1, described)
-        self._leap = leap
-        return leap.first_duration_ns
+        extra = self.core.coming_extra_tokens(pops)
+        return GrowthLeap(durations_ns, in_domain, steps.draft_tokens, extra, *times_ns, self._depth > 1, described)
 
     def _launch(self, shape: StepShape, now_ns: int, plan: Plan) -> int:
         """Start a planned step; returns when the host is ready again."""
@@ -279,13 +270,11 @@ class Replica:
             if entry[0].scheduled_ns < 0:
                 entry[0].scheduled_ns = start_ns
         duration_ns = self._model.step_ns(shape)
-        self._step_rows.append(
-            (
-                *(start_ns, 1, duration_ns, 0, duration_ns, 0),
-                *(decodes, len(chunks), prefill_tokens, draft_tokens, len(scheduler.running), len(scheduler.waiting)),
-                *(kv.num_usable_blocks - kv.num_free_blocks, kv.num_cached_free_blocks, len(plan.preempted)),
-                self._model.in_domain(shape),
-            )
+        self._step_rows += pack_step(
+            *(start_ns, 1, duration_ns, 0, duration_ns, 0),
+            *(decodes, len(chunks), prefill_tokens, draft_tokens, len(scheduler.running), len(scheduler.waiting)),
+            *(kv.num_usable_blocks - kv.num_free_blocks, kv.num_cached_free_blocks, len(plan.preempted)),
+            self._model.in_domain(shape),
         )
         return self._start(start_ns, duration_ns, ready_ns, plan)
 

@@ -32,7 +32,8 @@ class Scheduler:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.kv = KVCacheManager(config)
-        self.running: list[Request] = []
+        self.running: dict[Request, None] = {}
+        """In order of admission; nobody is looked at for one to leave."""
         self.waiting: RequestQueue = QUEUES[config.scheduling_policy]()
         self._num_admissions = 0
         self.speculation = config.speculation
@@ -62,14 +63,17 @@ class Scheduler:
 
     def _schedule_running(self, plan: Plan, threshold: int) -> int:
         budget, slots = self.config.max_num_batched_tokens - self.draft_slots, self.draft_slots
-        index = 0
-        while index < len(self.running) and budget > 0:
-            request = self.running[index]
+        running, index = list(self.running), 0
+        while index < len(running) and budget > 0:
+            request = running[index]
             num_tokens = min(self.num_wanted_tokens(request, threshold), budget)
             if num_tokens == 0:
                 index += 1
                 continue
+            victims = len(plan.preempted)
             freed_budget, freed_before, fits = self._make_room(request, num_tokens, plan)
+            for victim in plan.preempted[victims:]:
+                running.remove(victim)
             budget += freed_budget
             index -= freed_before
             if not fits:
@@ -102,7 +106,7 @@ class Scheduler:
         missing = self.num_missing_blocks(request, request.num_computed_tokens + num_tokens)
         while missing > self.kv.num_free_blocks:
             victim = self._pick_victim()
-            self.running.remove(victim)
+            del self.running[victim]
             for position, entry in enumerate(plan.entries):
                 if entry.request is victim:
                     freed_budget += entry.num_tokens + self.draft_slots
@@ -123,7 +127,7 @@ class Scheduler:
     def _pick_victim(self) -> Request:
         if self.config.scheduling_policy == "priority":
             return max(self.running, key=lambda request: (request.priority, request.arrival_ns))
-        return self.running[-1]
+        return next(reversed(self.running))
 
     def preempt(self, request: Request) -> None:
         """Take all blocks from a request that has left `running`; it waits to be computed again."""
@@ -197,7 +201,7 @@ class Scheduler:
                     # All that could be a hit is held now: another sample of the prompt right behind it hits just that.
                     hits = [(extent, extent.low, extent.high) for extent, _ in request.holdings]
                     sibling = request.prompt
-            running.append(request)
+            running[request] = None
             request.serial, request.status, request.num_computed_tokens = admissions, RUNNING, num_cached
             admissions += 1
             if request.first_hit_tokens < 0:

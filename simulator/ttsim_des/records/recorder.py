@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from ttsim_des.records.canonical import canonical_gaps, canonical_steps
 from ttsim_des.records.long_table import LongTable, Part
-from ttsim_des.records.store import BLOCK_ROWS, ColumnStore, IntMatrix, matrix
-from ttsim_des.records.tables import DRAFTS, GAP_COLUMNS, STEP_COLUMNS, STEPS, TOKEN_GAPS, GapRow, StepRow
+from ttsim_des.records.store import BLOCK_BYTES, ColumnStore, IntMatrix, take_rows
+from ttsim_des.records.tables import DRAFTS, GAP_COLUMNS, STEP_COLUMNS, STEPS, TOKEN_GAPS
 
 MOST_SPECULATIVE_TOKENS = 64
 
@@ -38,12 +38,12 @@ class DraftCounts:
 class StepRecorder:
     """Lines of the steps and token_gaps tables of one replica, in order of time.
 
-    Append single ones to the lists; whole blocks of columns come by `add_steps` and `add_gaps`.
+    Add single ones, packed by `pack_step` and `pack_gap`, to `step_rows` and `gap_rows`; whole blocks of columns come
+    by `add_steps` and `add_gaps`.
     """
 
     def __init__(self, pool: str, replica: int) -> None:
-        self.step_rows: list[StepRow] = []
-        self.gap_rows: list[GapRow] = []
+        self.step_rows, self.gap_rows = bytearray(), bytearray()
         self.draft_counts = DraftCounts()
         self._constants: dict[str, int | str] = {"pool": pool, "replica": replica}
         self._steps = _Runs(STEP_COLUMNS, canonical_steps)
@@ -51,24 +51,24 @@ class StepRecorder:
 
     def pack(self, *, all_of_them: bool = False) -> None:
         """Turn lines into blocks of columns once there are many."""
-        if all_of_them or len(self.step_rows) + self._steps.waiting >= BLOCK_ROWS:
+        if all_of_them or len(self.step_rows) >= BLOCK_BYTES:
             self._steps.add(self.step_rows, is_last=all_of_them)
-        if all_of_them or len(self.gap_rows) + self._gaps.waiting >= BLOCK_ROWS:
+        if all_of_them or len(self.gap_rows) >= BLOCK_BYTES:
             self._gaps.add(self.gap_rows, is_last=all_of_them)
 
     def add_steps(self, block: IntMatrix) -> None:
-        """Lines of steps behind those in the list, as (columns, lines)."""
-        self._steps.put(self.step_rows, block)
+        """Lines of steps, as (columns, lines)."""
+        self.step_rows += block.T.tobytes()
 
     def add_gaps(self, block: IntMatrix) -> None:
-        """Lines of token gaps behind those in the list, as (columns, lines)."""
-        self._gaps.put(self.gap_rows, block)
+        """Lines of token gaps, as (columns, lines)."""
+        self.gap_rows += block.T.tobytes()
 
     def drafts_part(self) -> Part:
         """Lines of the drafts table."""
         store = ColumnStore(DRAFTS.names[2:])
         if rows := self.draft_counts.by_position():
-            store.append(matrix(rows, len(store.names)))
+            store.append(np.array(rows, dtype=np.int64).T)
         return Part(store, self._constants)
 
     def steps_part(self) -> Part:
@@ -87,24 +87,10 @@ class _Runs:
         self.store = ColumnStore(names)
         self._canonical = canonical
         self._open = np.zeros((len(names), 0), dtype=np.int64)
-        self._blocks: list[IntMatrix] = []
-        self.waiting = 0
-        """Lines in blocks that have not been packed."""
 
-    def put(self, rows: list[StepRow] | list[GapRow], block: IntMatrix) -> None:
-        """Keep a block, behind the rows of a list, which is emptied."""
-        if rows:
-            self._blocks.append(np.array(rows, dtype=np.int64).T)
-            self.waiting += len(rows)
-            rows.clear()
-        self._blocks.append(block)
-        self.waiting += block.shape[1]
-
-    def add(self, rows: list[StepRow] | list[GapRow], *, is_last: bool) -> None:
-        """Take all rows out of a list."""
-        lines = np.concatenate((self._open, *self._blocks, matrix(rows, len(self.store.names))), axis=1)
-        rows.clear()
-        self._blocks, self.waiting = [], 0
+    def add(self, rows: bytearray, *, is_last: bool) -> None:
+        """Take all rows."""
+        lines = np.concatenate((self._open, take_rows(rows, len(self.store.names))), axis=1)
         closed, self._open = self._canonical(lines)
         self.store.append(closed)
         if is_last:

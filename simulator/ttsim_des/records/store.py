@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
+from struct import Struct
 from typing import IO
 
 import numpy as np
@@ -18,14 +18,24 @@ IntMatrix = NDArray[np.int64]
 """(columns, rows)."""
 
 ROWS_IN_MEMORY = 1 << 17
-BLOCK_ROWS = 1 << 15
+BLOCK_BYTES = 1 << 20
+"""Rows become columns when there are so many bytes of them."""
 _ITEM_BYTES = 8
 
 
-def matrix(rows: Sequence[tuple[int, ...]], columns: int) -> IntMatrix:
-    """Rows as a matrix of (columns, rows)."""
-    flat = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=len(rows) * columns)
-    return np.ascontiguousarray(flat.reshape(len(rows), columns).T)
+def row_packer(columns: int) -> Callable[..., bytes]:
+    """A function of so many whole numbers: the row that they make, as bytes, to be added to a `bytearray` of rows.
+
+    Rows that wait to become columns take a fifth of the memory of tuples so, and half of the time.
+    """
+    return Struct(f"={columns}q").pack
+
+
+def take_rows(rows: bytearray, columns: int) -> IntMatrix:
+    """Packed rows as a matrix of (columns, rows); none are left."""
+    block = np.frombuffer(rows, dtype=np.int64).reshape(-1, columns).T.copy()
+    rows.clear()
+    return block
 
 
 class ColumnStore:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from ttsim_des.records.long_table import LongTable, whole
+from ttsim_des.records.store import row_packer
 
 SCHEMA_VERSION = 2
 RIGHT, NO_ANSWER, UNKNOWN = 0, -1, -2
@@ -121,9 +122,9 @@ DRAFTS = pa.schema(
 
 STEP_COLUMNS = STEPS.names[2:]
 GAP_COLUMNS = TOKEN_GAPS.names[2:]
-StepRow = tuple[int, ...]
+pack_step = row_packer(len(STEP_COLUMNS))
 """A line of STEPS of one replica: STEP_COLUMNS."""
-GapRow = tuple[int, int, int, int, int, int]
+pack_gap = row_packer(len(GAP_COLUMNS))
 """A line of TOKEN_GAPS of one replica: GAP_COLUMNS."""
 
 

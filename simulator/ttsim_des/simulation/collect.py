@@ -10,7 +10,7 @@ import pyarrow as pa
 from ttsim_des.engine.request import Status
 from ttsim_des.records.long_table import LongTable, Part
 from ttsim_des.records.recorder import StepRecorder, drafts_table, gaps_table, steps_table
-from ttsim_des.records.store import BLOCK_ROWS, ColumnStore, matrix
+from ttsim_des.records.store import BLOCK_BYTES, ColumnStore, row_packer, take_rows
 from ttsim_des.records.tables import NO_ANSWER, QUERIES, REQUESTS, UNKNOWN, Tables
 from ttsim_des.simulation.client import QueryRun
 from ttsim_des.workload.handle import Sample
@@ -21,6 +21,7 @@ FINISH_REASONS = ("", "stop", "length")
 _STATUS_NUMBER = {status: number for number, status in enumerate(Status)}
 _REASON_NUMBER = {reason: number for number, reason in enumerate(FINISH_REASONS)}
 _NO_DRAFTS = (0, 0, 0, 0)
+_pack_query, _pack_request = row_packer(len(QUERIES)), row_packer(len(REQUESTS))
 _ENDED = (Status.FINISHED, Status.CANCELLED)
 
 
@@ -36,8 +37,7 @@ class Collector:
         self._pools = {pool: number for number, pool in enumerate(pools)}
         self._recorders = recorders
         self._queries, self._requests = ColumnStore(QUERIES.names), ColumnStore(REQUESTS.names)
-        self._query_rows: list[tuple[int, ...]] = []
-        self._request_rows: list[tuple[int, ...]] = []
+        self._query_rows, self._request_rows = bytearray(), bytearray()
         self._answered: list[QueryRun] = []
 
     def on_answer(self, run: QueryRun) -> None:
@@ -58,18 +58,16 @@ class Collector:
     def _take(self, run: QueryRun) -> None:
         query_id, pools, rows = run.query.query_id, self._pools, self._request_rows
         for sample in run.query.samples:
-            rows.append(_request_row(sample, query_id, pools))
-        self._query_rows.append(_query_row(run))
-        if len(rows) >= BLOCK_ROWS:
+            rows += _request_row(sample, query_id, pools)
+        self._query_rows += _query_row(run)
+        if len(rows) >= BLOCK_BYTES:
             self._pack()
         for recorder in self._recorders:
             recorder.pack()
 
     def _pack(self) -> None:
-        self._queries.append(matrix(self._query_rows, len(QUERIES)))
-        self._requests.append(matrix(self._request_rows, len(REQUESTS)))
-        self._query_rows.clear()
-        self._request_rows.clear()
+        self._queries.append(take_rows(self._query_rows, len(QUERIES)))
+        self._requests.append(take_rows(self._request_rows, len(REQUESTS)))
 
     def tables(self, open_runs: Sequence[QueryRun], end_ns: int) -> Tables:
         """The tables of a run that ended at `end_ns`, with the queries that are open or not over then."""
@@ -94,7 +92,7 @@ def _sorted_table(schema: pa.Schema, store: ColumnStore, texts: Mapping[str, Seq
     return table if table.is_long else table.to_table()
 
 
-def _query_row(run: QueryRun) -> tuple[int, ...]:
+def _query_row(run: QueryRun) -> bytes:
     samples, finish_ns = run.query.samples, run.finish_ns
     first_token_ns, output_tokens, wasted_tokens = -1, 0, 0
     for sample in samples:
@@ -105,7 +103,7 @@ def _query_row(run: QueryRun) -> tuple[int, ...]:
             first_token_ns = first_ns
         if sample.is_cancelled or (finish_ns >= 0 and request.delivered_ns > finish_ns):
             wasted_tokens += tokens
-    return (
+    return _pack_query(
         run.query.query_id,
         run.arrival_ns,
         first_token_ns,
@@ -122,10 +120,10 @@ def _query_row(run: QueryRun) -> tuple[int, ...]:
     )
 
 
-def _request_row(sample: Sample, query_id: int, pools: Mapping[str, int]) -> tuple[int, ...]:
+def _request_row(sample: Sample, query_id: int, pools: Mapping[str, int]) -> bytes:
     request, parent = sample.request, sample.parent
     drafts = request.drafts
-    return (
+    return _pack_request(
         request.request_id,
         query_id,
         sample.index,
