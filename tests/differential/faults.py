@@ -122,11 +122,12 @@ def _admits_in_a_preempting_step(original):
 def _frees_named_blocks_first(original):
     """The order of a free: named blocks join the queue before the others, which matters where all go to its end."""
 
-    def free(self, request):
+    def free(self, request, tail=None):
         unnamed = request.num_blocks - request.num_registered_blocks
         request.num_blocks -= unnamed
-        original(self, request)
-        self._put_unnamed(unnamed)
+        original(self, request, tail)
+        if unnamed:
+            self._put_unnamed(unnamed)
 
     return free
 

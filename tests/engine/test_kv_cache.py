@@ -39,7 +39,7 @@ class Watched(KVCacheManager):
 
     def free_names(self) -> list[Name | None]:
         """The free queue from its head, block by block."""
-        names: list[Name | None] = []
+        names: list[Name | None] = [None] * self._num_unnamed
         extent = self._queue.after
         while extent is not self._queue:
             assert extent.after.before is extent

@@ -45,18 +45,22 @@ Holding = tuple[Extent, int]
 
 
 class KVCacheManager:
-    """Who holds which block. `can_admit` asks, `admit` and `allocate` do; a freed block is not forgotten."""
+    """Who holds which block. `can_admit` asks, `admit` and `allocate` do; a freed block is not forgotten.
+
+    The free queue begins with blocks without a name, of which only the number counts; extents follow.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         self.block_size = config.block_size
         self.num_usable_blocks = config.num_gpu_blocks - 1  # block 0 is vLLM's null block
-        self.num_free_blocks = 0
+        self.num_free_blocks = self.num_usable_blocks
         self.num_cached_free_blocks = 0
+        self._num_unnamed = self.num_usable_blocks
+        """At the head of the free queue; where unnamed blocks join its end, those that have done so are extents."""
         self._caching = config.enable_prefix_caching
         self._unnamed_first = config.free_unhashed_first
         self._queue = Extent(None, 0, 0, 0)  # a ring: `after` is the head of the free queue, `before` its end
         self._extents: dict[int, list[Extent]] = {}
-        self._put_unnamed(self.num_usable_blocks)
 
     def num_blocks(self, num_tokens: int) -> int:
         """Blocks that `num_tokens` tokens take."""
@@ -126,13 +130,10 @@ class KVCacheManager:
         """Take blocks from the head of the free queue; named ones are forgotten, from the top of their extent down."""
         assert 0 < count <= self.num_free_blocks
         self.num_free_blocks -= count
-        extent = self._queue.after
-        if extent.high - extent.low <= count:
-            extent, count = self._take_whole(extent, count)
-        if count:
-            extent.high -= count
-            if extent.owner is not None:
-                self.num_cached_free_blocks -= count
+        self._num_unnamed -= count
+        if self._num_unnamed < 0:
+            count, self._num_unnamed = -self._num_unnamed, 0
+            self._evict(count)
 
     def register(self, request: Request, num_tokens: int) -> None:
         """Name the blocks that the first `num_tokens` tokens fill, so that others can hit them."""
@@ -150,8 +151,8 @@ class KVCacheManager:
             self._name(request, -1 - request.request_id, named, num_full)
         request.num_registered_blocks = num_full
 
-    def free(self, request: Request) -> None:
-        """Drop the references of `request`, tail first.
+    def free(self, request: Request, tail: Extent | None = None) -> None:
+        """Drop the references of `request`, tail first; `tail` are its last named blocks, if nobody holds them.
 
         Blocks that nobody else holds become free: named ones at the end of the queue (so the tail of a prefix is
         evicted before its head), the others at its front, or in older engines at the end as well.
@@ -161,6 +162,10 @@ class KVCacheManager:
             self._put_unnamed(unnamed)
         queue, freed, holdings = self._queue, 0, request.holdings
         last = queue.before
+        if tail is not None:
+            freed = tail.high - tail.low
+            last.after, tail.before = tail, last
+            last = tail
         for first, blocks in reversed(holdings):
             if first.high - first.low == blocks:  # as most
                 if first.refs == 1:
@@ -187,15 +192,15 @@ class KVCacheManager:
     def retire(self, request: Request, num_tokens: int) -> None:
         """`register` and `free` at once, as at the end of a request that has decoded."""
         low, high, owner = request.num_registered_blocks, num_tokens // self.block_size, -1 - request.request_id
+        own: Extent | None = None
         if low < high and self._caching:
             if owner in self._extents or low < request.prompt_tokens // self.block_size:
                 self.register(request, num_tokens)
             else:  # its own text, of which nothing has a name yet
-                extent = Extent(owner, low, high, 1)
-                self._extents[owner] = [extent]
-                request.holdings.append((extent, high - low))
+                own = Extent(owner, low, high, 0)
+                self._extents[owner] = [own]
                 request.num_registered_blocks = high
-        self.free(request)
+        self.free(request, own)
 
     # ---- inside ----
 
@@ -226,35 +231,42 @@ class KVCacheManager:
         request.holdings.append((extent, high - low))
         request.growing = True
 
-    def _take_whole(self, extent: Extent, count: int) -> tuple[Extent, int]:
-        """Take extents at the queue's head while they have at most `count` blocks; what is next, and left to take."""
-        queue, size = self._queue, extent.high - extent.low
-        while count and size <= count:
-            count -= size
-            extent.high = extent.low
+    def _evict(self, count: int) -> None:
+        """Take `count` blocks from the extents at the queue's head."""
+        extent, extents, named = self._queue.after, self._extents, 0
+        size = extent.high - extent.low
+        while size <= count:
             owner, after = extent.owner, extent.after
+            extent.high = extent.low
             extent.before = extent.after = _NOWHERE
             if owner is not None:
-                self.num_cached_free_blocks -= size
-                copies = self._extents[owner]
+                named += size
+                copies = extents[owner]
                 if len(copies) == 1:
-                    del self._extents[owner]
+                    del extents[owner]
                 else:
                     copies.remove(extent)
-            extent = after
+            extent, count = after, count - size
+            if not count:
+                break
             size = extent.high - extent.low
-        queue.after, extent.before = extent, queue
-        return extent, count
+        else:
+            extent.high -= count
+            if extent.owner is not None:
+                named += count
+        self._queue.after, extent.before = extent, self._queue
+        self.num_cached_free_blocks -= named
 
     def _put_unnamed(self, count: int) -> None:
         """Blocks without a name become free."""
         self.num_free_blocks += count
-        queue = self._queue
-        beside = queue.after if self._unnamed_first else queue.before
-        if beside.owner is None and beside is not queue:
-            beside.high += count
-        elif count:
-            self._link_before(queue.after if self._unnamed_first else queue, Extent(None, 0, count, 0))
+        last = self._queue.before
+        if self._unnamed_first:
+            self._num_unnamed += count
+        elif last.owner is None and last is not self._queue:
+            last.high += count
+        else:
+            self._link_before(self._queue, Extent(None, 0, count, 0))
 
     def _split(self, extent: Extent, at: int) -> Extent:
         """Cut an extent in two at block `at`; returns the upper one, which comes first in the free queue."""
