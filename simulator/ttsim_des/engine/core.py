@@ -345,9 +345,9 @@ class EngineCore:
         """Milestones and ends of this step, in schedule order; `stale` ones get their token now."""
         milestones: list[Request] = []
         finished: list[Request] = []
-        ledger = self.ledger
+        ledger, growth = self.ledger, self._growth
         ends, popped = ledger.ends, ledger.popped
-        due = [(request.serial, request) for request in stale] if stale else []
+        due = [(request.serial, request) for request in stale]
         while ends and ends[0][0] <= popped:
             _, serial, request = heappop(ends)
             if request.serial == serial and request.place is not ELSEWHERE:
@@ -356,8 +356,8 @@ class EngineCore:
             due.sort(key=_serial)
         for _, request in due:
             if request.place is not ELSEWHERE:
-                if self._growth is not None:
-                    num_output = self._growth.output_at_last_pop(request)
+                if growth is not None:
+                    num_output = growth.output_at_last_pop(request)
                 else:
                     num_output = popped - request.token_zero if request.max_tokens else 0
                 self._report(request, num_output, milestones, finished)

@@ -60,8 +60,13 @@ class GrowthLeap:
         """When the last step ends on the device."""
         return int(self._starts_ns[self.pops - 1] + self._durations_ns[self.pops - 1])
 
-    def record_steps(self, recorder: StepRecorder) -> None:
-        """Leave a line in the steps table for every step."""
+    def record(self, recorder: StepRecorder, pops: int) -> None:
+        """Leave lines in the steps table, and of the first `pops` pops but the very first in that of token gaps."""
+        self._record_steps(recorder)
+        if pops > 1:
+            self._record_gaps(recorder, pops)
+
+    def _record_steps(self, recorder: StepRecorder) -> None:
         pops, described = self.pops, self._described
         lines = np.empty((len(STEP_COLUMNS), pops), dtype=np.int64)
         lines[:] = np.array((0, 1, 0, 0, 0, 0, *described, 0), dtype=np.int64)[:, np.newaxis]
@@ -71,10 +76,7 @@ class GrowthLeap:
         lines[-1] = self._in_domain if isinstance(self._in_domain, bool) else self._in_domain[:pops]
         recorder.add_steps(lines)
 
-    def record_gaps(self, recorder: StepRecorder, pops: int) -> None:
-        """Leave a line in the table of token gaps for each of the first `pops` pops but the very first."""
-        if pops < 2:
-            return
+    def _record_gaps(self, recorder: StepRecorder, pops: int) -> None:
         times_ns = self._pops_ns[:pops]
         lines = np.empty((len(GAP_COLUMNS), pops - 1), dtype=np.int64)
         lines[0], lines[1] = times_ns[1:], 1

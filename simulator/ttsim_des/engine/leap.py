@@ -123,18 +123,15 @@ class Leap:
             passed += steps
         return self.pops - 1
 
-    def record_steps(self, recorder: StepRecorder) -> None:
-        """Leave lines in the steps table."""
-        rows, described = recorder.step_rows, self._described
-        for start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, in_domain in self.lines:
-            times = (start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns)
-            rows += pack_step(*times, *described, in_domain)
-
-    def record_gaps(self, recorder: StepRecorder, pops: int) -> None:
-        """Leave the lines of the first `pops` pops but the very first in the table of token gaps."""
-        left, rows, seqs = pops - 1, recorder.gap_rows, self._described[0]
+    def record(self, recorder: StepRecorder, pops: int) -> None:
+        """Leave lines in the steps table, and of the first `pops` pops but the very first in that of token gaps."""
+        step_rows, gap_rows, described = recorder.step_rows, recorder.gap_rows, self._described
+        seqs, left = described[0], pops - 1
         skip = 0 if self.is_async else 1
-        for start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, _ in self.lines:
+        for start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, in_domain in self.lines:
+            step_rows += pack_step(
+                start_ns, steps, period_ns, growth_ns, duration_ns, increment_ns, *described, in_domain
+            )
             count = steps - skip if steps - skip < left else left
             if count > 0:
                 gap_ns = period_ns + skip * growth_ns
@@ -142,7 +139,7 @@ class Leap:
                     delivered_ns = start_ns + gap_ns
                 else:
                     delivered_ns = start_ns + skip * (period_ns + increment_ns) + duration_ns
-                rows += pack_gap(delivered_ns, count, gap_ns, growth_ns, seqs, 0)
+                gap_rows += pack_gap(delivered_ns, count, gap_ns, growth_ns, seqs, 0)
                 left -= count
             skip = 0
 

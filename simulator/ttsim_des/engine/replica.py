@@ -98,21 +98,21 @@ class Replica:
     def submit(self, request: Request, outcome: Outcome) -> None:
         """A request reaches the engine's input queue now."""
         self._num_undrained += 1
-        self._inbox.append((self._timeline.now_ns, request, outcome))
-        if self._idle or self._leap is not None:
-            self._notice_input()
+        now_ns, leap = self._timeline.now_ns, self._leap
+        self._inbox.append((now_ns, request, outcome))
+        if self._idle or (leap is not None and leap.cut_ns != now_ns):  # else by another input at this instant
+            self._notice_input(now_ns)
 
     def cancel(self, request: Request) -> None:
         """A cancel reaches the engine's input queue now; too late or twice, it has no effect."""
-        self._inbox.append((self._timeline.now_ns, request, None))
-        if self._idle or self._leap is not None:
-            self._notice_input()
-
-    def _notice_input(self) -> None:
         now_ns, leap = self._timeline.now_ns, self._leap
-        if leap is not None:
-            if leap.cut_ns != now_ns:  # else by another input at this instant
-                self._cut_leap(leap, now_ns)
+        self._inbox.append((now_ns, request, None))
+        if self._idle or (leap is not None and leap.cut_ns != now_ns):
+            self._notice_input(now_ns)
+
+    def _notice_input(self, now_ns: int) -> None:
+        if self._leap is not None:
+            self._cut_leap(self._leap, now_ns)
         else:
             self._idle = False
             self._at(now_ns, Phase.SCHEDULE, self._on_schedule)
@@ -364,19 +364,18 @@ class Replica:
     def _finish_leap(self, leap: Leap | GrowthLeap) -> int:
         """All pops of the leap have happened; returns when the host is ready again."""
         self._leap = None
-        leap.record_steps(self._recorder)
         pops, core = leap.pops, self.core
         if pops > 1:
             self._device_free_ns = self._ends_ns[-1] = leap.last_end_ns
             if not self._inbox:
                 seqs, pop_ns = core.in_flight[-1].num_seqs, leap.last_pop_ns
                 delivery = core.finish_leap(pops, leap.first_pop_ns, pop_ns)
-                leap.record_gaps(self._recorder, pops)
+                leap.record(self._recorder, pops)
                 self._ends_ns.popleft()
                 return self._hand_out(delivery, pop_ns, seqs)
             # An input may be a cancel, which acts before the last pop's tokens are handled.
             core.leap(pops - 1, leap.first_pop_ns, leap.pop_ns(pops - 2))
-            leap.record_gaps(self._recorder, pops - 1)
+        leap.record(self._recorder, pops - 1)
         return self._handle_results(leap.last_pop_ns)
 
 

@@ -6,7 +6,7 @@ is read where the model would have been asked: when a step's tokens come back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -57,7 +57,7 @@ class Outcome:
     """What drafts would meet; needed by an engine with speculative decoding, for all but scores."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, init=False)
 class Request:
     """One sequence: a prompt and at most `max_tokens` tokens of output (0: only a prefill, such as a score).
 
@@ -70,49 +70,72 @@ class Request:
     max_tokens: int
     prompt: tuple[PromptSegment, ...]
     arrival_ns: int
-    priority: int = 0
-    name: str = ""
+    priority: int
+    name: str
     """vLLM's request_id string; breaks ties between equal priorities and arrivals."""
 
-    status: Status = Status.WAITING
-    num_computed_tokens: int = 0
-    num_output_tokens: int = 0
-    num_output_placeholders: int = 0
-    preemptions: int = 0
+    status: Status
+    num_computed_tokens: int
+    num_output_tokens: int
+    num_output_placeholders: int
+    preemptions: int
 
     # KV blocks, kept by the cache: held, and of these named (as runs, from the first block on)
-    num_blocks: int = 0
-    num_registered_blocks: int = 0
-    holdings: list[Holding] = field(default_factory=list)
-    growing: bool = False
+    num_blocks: int
+    num_registered_blocks: int
+    holdings: list[Holding]
+    growing: bool
 
     # while it decodes with others its state is a function of the step index (engine.core); these are its constants
-    place: Place = Place.ELSEWHERE
-    serial: int = -1
-    base: int = 0
-    token_zero: int = 0
-    join_step: int = 0
-    last_step: int = 0
+    place: Place
+    serial: int
+    base: int
+    token_zero: int
+    join_step: int
+    last_step: int
 
-    drafts: DraftState | None = None
+    drafts: DraftState | None
     """With speculative decoding, from the engine's taking it in on."""
 
     # for the records
-    queued_ns: int = -1
-    scheduled_ns: int = -1
-    first_token_ns: int = -1
-    last_token_ns: int = -1
-    finish_ns: int = -1
-    delivered_ns: int = -1
+    queued_ns: int
+    scheduled_ns: int
+    first_token_ns: int
+    last_token_ns: int
+    finish_ns: int
+    delivered_ns: int
     """When its client side could act on its end; not for cancelled ones."""
-    finish_reason: str = ""
-    cached_tokens: int = 0
-    first_hit_tokens: int = -1
-    computed_tokens: int = 0
-    recomputed_tokens: int = 0
-    overshoot_tokens: int = 0
-    high_water_tokens: int = 0
+    finish_reason: str
+    cached_tokens: int
+    first_hit_tokens: int
+    computed_tokens: int
+    recomputed_tokens: int
+    overshoot_tokens: int
+    high_water_tokens: int
     """Positions below this have been computed before a preemption; computing them again is recomputation."""
+
+    def __init__(
+        self,
+        request_id: int,
+        prompt_tokens: int,
+        max_tokens: int,
+        prompt: tuple[PromptSegment, ...],
+        arrival_ns: int,
+        priority: int = 0,
+        name: str = "",
+    ) -> None:
+        # Written out: many requests are made, and a generated constructor hands over thirty arguments.
+        self.request_id, self.prompt_tokens, self.max_tokens = request_id, prompt_tokens, max_tokens
+        self.prompt = prompt
+        self.arrival_ns, self.priority, self.name = arrival_ns, priority, name
+        self.status, self.place = WAITING, ELSEWHERE
+        self.holdings, self.growing, self.drafts, self.finish_reason = [], False, None, ""
+        self.num_computed_tokens = self.num_output_tokens = self.num_output_placeholders = self.preemptions = 0
+        self.num_blocks = self.num_registered_blocks = self.base = self.token_zero = self.join_step = 0
+        self.last_step = self.cached_tokens = self.computed_tokens = self.recomputed_tokens = 0
+        self.overshoot_tokens = self.high_water_tokens = 0
+        self.serial = self.queued_ns = self.scheduled_ns = self.first_token_ns = self.last_token_ns = -1
+        self.finish_ns = self.delivered_ns = self.first_hit_tokens = -1
 
     @property
     def num_tokens(self) -> int:

@@ -81,7 +81,7 @@ class Client:
 
     def on_finish(self, request: Request, delivered_ns: int) -> None:
         """A request has ended by itself; its client learns of it at `delivered_ns`."""
-        if self._is_delivered(delivered_ns):
+        if self._timeline.is_quiet_until(delivered_ns) or self._is_delivered(delivered_ns):
             self._end_sample(request, delivered_ns)
         else:
             self._deliver(request, delivered_ns, lambda _: self._end_sample(request, delivered_ns))
@@ -161,7 +161,7 @@ class Client:
                 self._wake(run, [wait.sample], now_ns)
         else:
             run.waited = frozenset(wait.samples)
-            run.missing = wait.needed - sum(sample.is_done for sample in wait.samples)
+            run.missing = wait.needed - len([sample for sample in wait.samples if sample.done_ns >= 0])
             if run.missing <= 0:
                 self._wake(run, self._done_of(run), now_ns)
 
@@ -181,13 +181,13 @@ class Client:
         query.cancels = []
 
     def _send(self, query_id: int, samples: list[Sample], now_ns: int) -> None:
+        pools, output_tokens = self.pools, self._source.output_tokens
         for sample in samples:
             sample.request.arrival_ns = now_ns
             tokens = sample.tokens
             if tokens < 0:
-                tokens = self._source.output_tokens(query_id, sample.lane)
-            outcome = Outcome(tokens, sample.tell_at)
-            self.pools[sample.pool].send(query_id, sample, outcome)
+                tokens = output_tokens(query_id, sample.lane)
+            pools[sample.pool].send(query_id, sample, Outcome(tokens, sample.tell_at), now_ns)
 
     def _cancelling(self, sample: Sample) -> Callable[[Event], None]:
         def cancel(_event: Event) -> None:

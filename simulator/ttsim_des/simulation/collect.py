@@ -18,7 +18,7 @@ from ttsim_des.workload.handle import Sample
 QUERY_STATUS = ("finished", "open")
 REQUEST_STATUS = tuple(status.value for status in Status)
 FINISH_REASONS = ("", "stop", "length")
-_STATUS_NUMBER = {status: number for number, status in enumerate(Status)}
+_STATUSES = tuple(Status)
 _REASON_NUMBER = {reason: number for number, reason in enumerate(FINISH_REASONS)}
 _NO_DRAFTS = (0, 0, 0, 0)
 _pack_query, _pack_request = row_packer(len(QUERIES)), row_packer(len(REQUESTS))
@@ -136,7 +136,7 @@ def _request_row(sample: Sample, query_id: int, pools: Mapping[str, int]) -> byt
         request.scheduled_ns,
         request.first_token_ns,
         request.finish_ns,
-        _STATUS_NUMBER[request.status],
+        _STATUSES.index(request.status),
         _REASON_NUMBER[request.finish_reason],
         request.prompt_tokens,
         request.cached_tokens,

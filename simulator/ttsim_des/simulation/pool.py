@@ -36,8 +36,8 @@ class Pool:
         self._server_free_ns = [0] * len(replicas)
         self._entering = [0] * len(replicas)
 
-    def send(self, query_id: int, sample: Sample, outcome: Outcome) -> None:
-        """A sample leaves the client now: choose its replica and let it enter there."""
+    def send(self, query_id: int, sample: Sample, outcome: Outcome, now_ns: int) -> None:
+        """A sample leaves the client now, at `now_ns`: choose its replica and let it enter there."""
         if self._luck is not None and sample.request.max_tokens:
             outcome.drafting = self._luck(query_id, sample.index, min(outcome.output_tokens, sample.request.max_tokens))
         index = 0
@@ -45,7 +45,6 @@ class Pool:
             loads = [replica.load + entering for replica, entering in zip(self.replicas, self._entering, strict=True)]
             index = self._router.choose(query_id, loads)
         sample.replica = index
-        now_ns = self._timeline.now_ns
         if not self._ingest_ns:
             sample.has_entered = True
             self.replicas[index].submit(sample.request, outcome)
