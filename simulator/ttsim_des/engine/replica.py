@@ -98,22 +98,19 @@ class Replica:
     def submit(self, request: Request, outcome: Outcome) -> None:
         """A request reaches the engine's input queue now."""
         self._num_undrained += 1
-        now_ns, leap = self._timeline.now_ns, self._leap
-        self._inbox.append((now_ns, request, outcome))
-        if self._idle or (leap is not None and leap.cut_ns != now_ns):  # else by another input at this instant
-            self._notice_input(now_ns)
+        self._take_in(request, outcome)
 
     def cancel(self, request: Request) -> None:
         """A cancel reaches the engine's input queue now; too late or twice, it has no effect."""
-        now_ns, leap = self._timeline.now_ns, self._leap
-        self._inbox.append((now_ns, request, None))
-        if self._idle or (leap is not None and leap.cut_ns != now_ns):
-            self._notice_input(now_ns)
+        self._take_in(request, None)
 
-    def _notice_input(self, now_ns: int) -> None:
-        if self._leap is not None:
-            self._cut_leap(self._leap, now_ns)
-        else:
+    def _take_in(self, request: Request, outcome: Outcome | None) -> None:
+        now_ns, leap = self._timeline.now_ns, self._leap
+        self._inbox.append((now_ns, request, outcome))
+        if leap is not None:
+            if leap.cut_ns != now_ns:  # else by another input at this instant
+                self._cut_leap(leap, now_ns)
+        elif self._idle:
             self._idle = False
             self._at(now_ns, Phase.SCHEDULE, self._on_schedule)
 
@@ -216,18 +213,13 @@ class Replica:
 
     def _launch_batch(self, shape: StepShape, now_ns: int, plan: Plan) -> int:
         """Start a step of the decode batch alone, and the leap that begins with it; returns when the host is ready."""
-        core, scheduler, seqs = self.core, self.scheduler, shape[0]
+        core, seqs = self.core, shape[0]
         host_ns = self._schedule_step_ns + seqs * self._schedule_sequence_ns
         start_ns = now_ns + host_ns
         if start_ns < self._device_free_ns:
             start_ns = self._device_free_ns
-        kv, preempted = scheduler.kv, plan.preempted
-        free = kv.num_free_blocks
-        described = (
-            *(seqs, 0, 0, shape[5], len(scheduler.running), len(scheduler.waiting)),
-            *(kv.num_usable_blocks - free, kv.num_cached_free_blocks, len(preempted)),
-        )
-        pops = core.num_pops_unchanged() if self._leaps and not preempted else 1
+        described = self._described(seqs, 0, 0, shape[5], plan)
+        pops = core.num_pops_unchanged() if self._leaps and not plan.preempted else 1
         if pops > 1:
             first_update_ns = update_ns = self._update_step_ns + seqs * self._update_sequence_ns
             if self._depth > 1:
@@ -260,7 +252,6 @@ class Replica:
     def _launch(self, shape: StepShape, now_ns: int, plan: Plan) -> int:
         """Start a planned step; returns when the host is ready again."""
         decodes, _, _, chunks, _, draft_tokens, _ = shape
-        kv, scheduler = self.scheduler.kv, self.scheduler
         seqs, prefill_tokens = decodes + len(chunks), 0
         for new, _ in chunks:
             prefill_tokens += new
@@ -270,13 +261,20 @@ class Replica:
             if entry[0].scheduled_ns < 0:
                 entry[0].scheduled_ns = start_ns
         duration_ns = self._model.step_ns(shape)
-        self._step_rows += pack_step(
-            *(start_ns, 1, duration_ns, 0, duration_ns, 0),
-            *(decodes, len(chunks), prefill_tokens, draft_tokens, len(scheduler.running), len(scheduler.waiting)),
-            *(kv.num_usable_blocks - kv.num_free_blocks, kv.num_cached_free_blocks, len(plan.preempted)),
-            self._model.in_domain(shape),
-        )
+        described = self._described(decodes, len(chunks), prefill_tokens, draft_tokens, plan)
+        in_domain = self._model.in_domain(shape)
+        self._step_rows += pack_step(start_ns, 1, duration_ns, 0, duration_ns, 0, *described, in_domain)
         return self._start(start_ns, duration_ns, ready_ns, plan)
+
+    def _described(
+        self, decode_seqs: int, prefill_seqs: int, prefill_tokens: int, draft_tokens: int, plan: Plan
+    ) -> tuple[int, ...]:
+        """The columns of the steps table from decode_seqs to preempted, of the step just planned."""
+        scheduler, kv = self.scheduler, self.scheduler.kv
+        return (
+            *(decode_seqs, prefill_seqs, prefill_tokens, draft_tokens, len(scheduler.running), len(scheduler.waiting)),
+            *(kv.num_usable_blocks - kv.num_free_blocks, kv.num_cached_free_blocks, len(plan.preempted)),
+        )
 
     def _start(self, start_ns: int, duration_ns: int, ready_ns: int, plan: Plan) -> int:
         """The step just launched runs on the device."""

@@ -145,7 +145,7 @@ class LayerStepModel:
         curve = self._curves[seqs] = self._decode_curve(seqs)
         fixed_ns = round(self._dense_us(padded, padded) * self._ns_per_us)
         most_seqs, longest = self._tables.axes[2][-1], self._tables.axes[3][-1]
-        measured = longest * seqs if seqs <= most_seqs else 0
+        measured = longest * seqs if seqs <= min(most_seqs, self._max_tokens) else 0
         ns_per_layer_us = self._layers * self._ns_per_us
         row = self._rows[seqs] = KnotRow(seqs, fixed_ns, curve, ns_per_layer_us, self._max_context, measured)
         return row

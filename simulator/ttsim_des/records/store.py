@@ -24,10 +24,7 @@ _ITEM_BYTES = 8
 
 
 def row_packer(columns: int) -> Callable[..., bytes]:
-    """A function of so many whole numbers: the row that they make, as bytes, to be added to a `bytearray` of rows.
-
-    Rows that wait to become columns take a fifth of the memory of tuples so, and half of the time.
-    """
+    """A function of so many whole numbers: the row that they make, packed, to be added to a `bytearray` of rows."""
     return Struct(f"={columns}q").pack
 
 

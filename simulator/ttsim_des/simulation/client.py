@@ -81,7 +81,7 @@ class Client:
 
     def on_finish(self, request: Request, delivered_ns: int) -> None:
         """A request has ended by itself; its client learns of it at `delivered_ns`."""
-        if self._timeline.is_quiet_until(delivered_ns) or self._is_delivered(delivered_ns):
+        if self._is_delivered(delivered_ns):
             self._end_sample(request, delivered_ns)
         else:
             self._deliver(request, delivered_ns, lambda _: self._end_sample(request, delivered_ns))

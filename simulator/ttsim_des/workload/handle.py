@@ -182,7 +182,7 @@ class Query:
         """
         told = tuple(sorted(set(tell_at))) if tell_at else ()
         asked = (pool, parent, append_tokens, tokens, max_tokens, verdict, told)
-        sample = self.world.make_sample(self, tuple.__new__(Spawn, asked))  # a third of what the constructor takes
+        sample = self.world.make_sample(self, tuple.__new__(Spawn, asked))  # the constructor takes longer
         self.samples.append(sample)
         self.outbox.append(sample)
         return sample
