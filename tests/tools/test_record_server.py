@@ -117,7 +117,7 @@ def test_fan_out_shared_prompts_and_token_times(tmp_path: Path, capsys: pytest.C
     assert max(prompts[40]) < 50
     first = rows[0]
     assert first["first_token_s"] - first["arrival_s"] >= TOKEN_S
-    assert first["finish_s"] - first["first_token_s"] >= 4 * TOKEN_S
+    assert first["finish_s"] - first["arrival_s"] >= 5 * TOKEN_S  # the client may see the first token late, never early
     recording = read_native(tmp_path / "out")
     assert len(recording.requests) == 5
     assert {request.group for request in recording.requests} == {"q0", "q1", "q2"}
