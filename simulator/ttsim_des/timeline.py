@@ -16,7 +16,7 @@ from simpy import Event
 
 from ttsim_des.errors import NotValidError
 
-__all__ = ["Event", "Phase", "Timeline"]
+__all__ = ["ARRIVAL", "REACTION", "SCHEDULE", "STEP_END", "Event", "Phase", "Timeline"]
 
 _KEY_BITS = 48
 CLOCK_END_NS = 2**62
@@ -32,6 +32,10 @@ class Phase(IntEnum):
     SCHEDULE = 3
 
 
+# A name of a module is found faster than a member of an enumeration.
+STEP_END, REACTION, ARRIVAL, SCHEDULE = Phase
+
+
 class _Call(Event):
     """An event that has been triggered and calls one function: what `Event` and `Environment.schedule` do, in one."""
 
@@ -41,17 +45,16 @@ class _Call(Event):
 
 
 class Timeline:
-    """Callbacks at integer times. `events` counts those taken from SimPy: the cost of a simulation."""
+    """Callbacks at integer times.
+
+    `now_ns`: the current time. `events` counts those taken from SimPy: the cost of a simulation.
+    """
 
     def __init__(self) -> None:
         self._env = simpy.Environment(initial_time=0)
         self._queue = self._env._queue
+        self.now_ns = 0
         self.events = 0
-
-    @property
-    def now_ns(self) -> int:
-        """The current time."""
-        return self._env._now  # type: ignore[return-value]  # integers in, integers out
 
     def at(self, time_ns: int, phase: Phase, key: int, callback: Callable[[Event], None]) -> Event:
         """Call `callback` at `time_ns` (not before now), in its phase, in order of `key` (0 <= key < 2**48).
@@ -63,7 +66,7 @@ class Timeline:
                 "simulated time passes 146 years, where the clock ends; shorten step times, waits or the run"
             )
         env = self._env
-        assert time_ns >= env._now, f"an event in the past: {time_ns} ns at {env._now} ns"
+        assert time_ns >= self.now_ns, f"an event in the past: {time_ns} ns at {self.now_ns} ns"
         event = _Call(env, callback)
         # Any integer orders; SimPy's own count of events comes last.
         heappush(self._queue, (time_ns, phase << _KEY_BITS | key, next(env._eid), event))  # type: ignore[misc]
@@ -91,6 +94,7 @@ class Timeline:
         try:
             while queue:
                 events += 1
+                self.now_ns = queue[0][0]  # type: ignore[assignment]  # integers in, integers out
                 step()
         finally:
             self.events += events

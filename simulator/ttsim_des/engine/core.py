@@ -345,9 +345,9 @@ class EngineCore:
         """Milestones and ends of this step, in schedule order; `stale` ones get their token now."""
         milestones: list[Request] = []
         finished: list[Request] = []
-        ledger, growth = self.ledger, self._growth
+        ledger = self.ledger
         ends, popped = ledger.ends, ledger.popped
-        due = [(request.serial, request) for request in stale]
+        due = [(request.serial, request) for request in stale] if stale else []
         while ends and ends[0][0] <= popped:
             _, serial, request = heappop(ends)
             if request.serial == serial and request.place is not ELSEWHERE:
@@ -356,11 +356,7 @@ class EngineCore:
             due.sort(key=_serial)
         for _, request in due:
             if request.place is not ELSEWHERE:
-                if growth is not None:
-                    num_output = growth.output_at_last_pop(request)
-                else:
-                    num_output = popped - request.token_zero if request.max_tokens else 0
-                self._report(request, num_output, milestones, finished)
+                self._report(request, ledger.output_at_last_pop(request), milestones, finished)
             elif request.status is WAITING:  # else it has ended in this very step, or was cancelled
                 request.num_output_tokens += 1
                 ledger.stamp_one(request, now_ns)
@@ -487,13 +483,13 @@ class EngineCore:
         token gaps is written, what the others leave is not.
         """
         ledger, in_flight = self.ledger, self.in_flight
-        batch = ledger.batch
+        batch, launched = ledger.batch, ledger.launched
         ledger.popped += 1
         ledger.stamp(in_flight[0].firsts, first_pop_ns)
-        taken = batch.blocks_taken_after(ledger.launched, extra)
+        taken = batch.blocks_taken_after(launched, extra)
         if taken:
             self.scheduler.kv.take(taken)
-        ledger.launched += extra
+        ledger.launched = launched + extra
         ledger.popped += extra - 1
         ledger.last_pop_ns = last_pop_ns
         for step in in_flight:

@@ -128,7 +128,6 @@ class KVCacheManager:
 
     def take(self, count: int) -> None:
         """Take blocks from the head of the free queue; named ones are forgotten, from the top of their extent down."""
-        assert 0 < count <= self.num_free_blocks
         self.num_free_blocks -= count
         self._num_unnamed -= count
         if self._num_unnamed < 0:
@@ -233,6 +232,7 @@ class KVCacheManager:
 
     def _evict(self, count: int) -> None:
         """Take `count` blocks from the extents at the queue's head."""
+        assert self.num_free_blocks >= 0, "more blocks taken than are free"
         extent, extents, named = self._queue.after, self._extents, 0
         size = extent.high - extent.low
         while size <= count:

@@ -24,11 +24,10 @@ from ttsim_des.latency.many_steps import many_steps
 from ttsim_des.latency.shape import StepModel, StepShape
 from ttsim_des.records.recorder import StepRecorder
 from ttsim_des.records.tables import pack_step
-from ttsim_des.timeline import Event, Phase, Timeline
+from ttsim_des.timeline import SCHEDULE, STEP_END, Event, Phase, Timeline
 
 Stepping = Literal["leap", "step"]
 _ALIVE = (WAITING, RUNNING)
-_STEP_END, _SCHEDULE = Phase.STEP_END, Phase.SCHEDULE
 
 
 class Listener(Protocol):
@@ -112,7 +111,7 @@ class Replica:
                 self._cut_leap(leap, now_ns)
         elif self._idle:
             self._idle = False
-            self._at(now_ns, Phase.SCHEDULE, self._on_schedule)
+            self._at(now_ns, SCHEDULE, self._on_schedule)
 
     def delivered_tokens(self, request: Request) -> int:
         """Output tokens of a request that have reached its client by now."""
@@ -140,7 +139,7 @@ class Replica:
         if self._timeline.is_quiet_until(time_ns):
             self._schedule(time_ns)
         else:
-            self._at(time_ns, Phase.SCHEDULE, self._on_schedule)
+            self._at(time_ns, SCHEDULE, self._on_schedule)
 
     def _schedule(self, now_ns: int) -> None:
         """Look at the inputs, plan a step and launch it, wait for the oldest step in flight, and again.
@@ -172,7 +171,7 @@ class Replica:
                 elif ends_ns:
                     end_ns = ends_ns[0] if ends_ns[0] > now_ns else now_ns
                     if not (self._leaps and is_quiet_until(end_ns)):
-                        self._at(end_ns, Phase.STEP_END, self._on_step_end)
+                        self._at(end_ns, STEP_END, self._on_step_end)
                         return
                     now_ns = self._handle_results(end_ns)
                 else:
@@ -180,7 +179,7 @@ class Replica:
                     self.idle_since_ns = now_ns
                     return
             if not is_quiet_until(now_ns):
-                self._at(now_ns, Phase.SCHEDULE, self._on_schedule)
+                self._at(now_ns, SCHEDULE, self._on_schedule)
                 return
 
     def _plan_and_launch(self, now_ns: int) -> int:
@@ -329,11 +328,11 @@ class Replica:
     # ---- leaping ----
 
     def _await_leap(self, leap: Leap | GrowthLeap) -> None:
-        phase = _STEP_END
+        phase = STEP_END
         if not self._schedule_step_ns and leap.last_pop_ns == leap.last_look_ns():
             # A host that needs no time to schedule but sets the pace pops a step as soon as it has launched the next:
             # then the schedule at this instant, and the inputs that it sees, come first.
-            phase = _SCHEDULE
+            phase = SCHEDULE
         self._leap_end = self._timeline.at(leap.last_pop_ns, phase, self.index, self._on_leap_end)
 
     def _cut_leap(self, leap: Leap | GrowthLeap, now_ns: int) -> None:
@@ -349,7 +348,7 @@ class Replica:
             self._await_leap(leap)
         else:  # its tokens are back already and are being handled; nothing can have finished with them
             ready_ns = self._finish_leap(leap)
-            self._at(ready_ns, Phase.SCHEDULE, self._on_schedule)  # more inputs may come at this instant
+            self._at(ready_ns, SCHEDULE, self._on_schedule)  # more inputs may come at this instant
 
     def _on_leap_end(self, _event: Event) -> None:
         assert self._leap is not None
@@ -357,7 +356,7 @@ class Replica:
         if self._timeline.is_quiet_until(ready_ns):
             self._schedule(ready_ns)
         else:
-            self._at(ready_ns, Phase.SCHEDULE, self._on_schedule)
+            self._at(ready_ns, SCHEDULE, self._on_schedule)
 
     def _finish_leap(self, leap: Leap | GrowthLeap) -> int:
         """All pops of the leap have happened; returns when the host is ready again."""

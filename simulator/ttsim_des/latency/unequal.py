@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, sqrt
-from typing import NamedTuple
 
 from ttsim_des.latency.interpolate import Curve
 
@@ -43,18 +42,12 @@ class StreamRate:
     is_measured: bool = False
 
 
-class Piece(NamedTuple):
-    """The term in a cell of mean contexts and distances to the longest: linear in each, in whole nanoseconds."""
+Piece = tuple[int, int, int, int, int, int, int, int]
+"""The term in a cell of mean contexts and distances to the longest: linear in each, in whole nanoseconds.
 
-    mean_start: int
-    mean_end: int
-    distance_start: int
-    distance_width: int
-    base_ns: int
-    per_distance_ns: int
-    per_mean_ns: int
-    per_mean_gain_ns: int
-    """How much larger `per_mean_ns` is at the cell's far end of distances."""
+First mean and the one behind the last, first distance and width of distances; nanoseconds there, per unit of
+distance and per unit of mean, and how much more the last is at the far end of distances.
+"""
 
 
 class UnequalContexts:
@@ -105,16 +98,9 @@ class UnequalContexts:
         gain_ns = round((far_end_ns - far_ns) / width) - slope_ns
         if len(self._pieces) >= MAX_PIECES:
             self._pieces.clear()
-        piece = self._pieces[key] = Piece(
-            mean,
-            mean + width,
-            distance,
-            far_width,
-            near_ns,
-            round((far_ns - near_ns) / far_width),
-            slope_ns,
-            gain_ns,
-        )
+        per_distance_ns = round((far_ns - near_ns) / far_width)
+        piece = (mean, mean + width, distance, far_width, near_ns, per_distance_ns, slope_ns, gain_ns)
+        self._pieces[key] = piece
         return piece
 
     def _corner_ns(self, curve: Curve, mean: int, distance: int) -> int:

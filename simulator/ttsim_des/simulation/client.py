@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from ttsim_des.engine.request import Outcome, PromptSegment, Request
 from ttsim_des.scenario.schema import Workload
 from ttsim_des.simulation.pool import Pool
-from ttsim_des.timeline import Event, Phase, Timeline
+from ttsim_des.timeline import ARRIVAL, REACTION, STEP_END, Event, Timeline
 from ttsim_des.workload.handle import Awaited, Delay, Process, Query, Reach, Sample, Spawn, Strategy, Timer, Wait
 from ttsim_des.workload.queries import QuerySource, Verdict
 
@@ -84,7 +85,7 @@ class Client:
         if self._is_delivered(delivered_ns):
             self._end_sample(request, delivered_ns)
         else:
-            self._deliver(request, delivered_ns, lambda _: self._end_sample(request, delivered_ns))
+            self._deliver(request, delivered_ns, partial(self._end_sample, request, delivered_ns))
 
     def on_milestone(self, request: Request, delivered_ns: int) -> None:
         """A request has reached one of its `tell_at` counts; its client learns of it at `delivered_ns`."""
@@ -92,7 +93,7 @@ class Client:
         if self._is_delivered(delivered_ns):
             self._pass_milestone(request, num_output, delivered_ns)
         else:
-            self._deliver(request, delivered_ns, lambda _: self._pass_milestone(request, num_output, delivered_ns))
+            self._deliver(request, delivered_ns, partial(self._pass_milestone, request, num_output, delivered_ns))
 
     def _is_delivered(self, delivered_ns: int) -> bool:
         """Whether a result may be taken at once, since nothing can happen until it is delivered."""
@@ -102,9 +103,9 @@ class Client:
     def _deliver(self, request: Request, delivered_ns: int, take: Callable[[Event], None]) -> None:
         if request.request_id in self._samples:
             replica = self._samples[request.request_id][1].replica
-            self._timeline.at(delivered_ns, Phase.STEP_END, replica, take)
+            self._timeline.at(delivered_ns, STEP_END, replica, take)
 
-    def _pass_milestone(self, request: Request, num_output: int, now_ns: int) -> None:
+    def _pass_milestone(self, request: Request, num_output: int, now_ns: int, _event: Event | None = None) -> None:
         if request.request_id not in self._samples:
             return  # given up
         run, sample = self._samples[request.request_id]
@@ -112,7 +113,7 @@ class Client:
         if isinstance(wait, Reach) and wait.sample is sample and num_output >= wait.tokens:
             self._wake(run, [sample], now_ns)
 
-    def _end_sample(self, request: Request, now_ns: int) -> None:
+    def _end_sample(self, request: Request, now_ns: int, _event: Event | None = None) -> None:
         known = self._samples.pop(request.request_id, None)
         if known is None:
             return  # given up: the result crossed the cancel
@@ -139,9 +140,11 @@ class Client:
     def _wake(self, run: QueryRun, result: list[Sample], time_ns: int) -> None:
         run.waits_for, run.waited = None, frozenset()
         key = run.query.query_id
-        self._timeline.at(time_ns, Phase.REACTION, key, lambda _: self._resume(run, result, self._turnaround_ns))
+        self._timeline.at(time_ns, REACTION, key, partial(self._resume, run, result, self._turnaround_ns))
 
-    def _resume(self, run: QueryRun, result: list[Sample] | None, turnaround_ns: int) -> None:
+    def _resume(
+        self, run: QueryRun, result: list[Sample] | None, turnaround_ns: int, _event: Event | None = None
+    ) -> None:
         """Let the strategy go on until it waits for something that has not happened yet, or answers."""
         now_ns = self._timeline.now_ns
         try:
@@ -175,12 +178,12 @@ class Client:
                 return
             # Their ids follow each other, so at one instant no other request can come between them.
             key = samples[0].request.request_id
-            timeline.at(leaves_ns, Phase.ARRIVAL, key, lambda _: self._send(query.query_id, samples, leaves_ns))
+            timeline.at(leaves_ns, ARRIVAL, key, partial(self._send, query.query_id, samples, leaves_ns))
         for sample in query.cancels:
-            timeline.at(leaves_ns, Phase.ARRIVAL, sample.request.request_id, self._cancelling(sample))
+            timeline.at(leaves_ns, ARRIVAL, sample.request.request_id, self._cancelling(sample))
         query.cancels = []
 
-    def _send(self, query_id: int, samples: list[Sample], now_ns: int) -> None:
+    def _send(self, query_id: int, samples: list[Sample], now_ns: int, _event: Event | None = None) -> None:
         pools, output_tokens = self.pools, self._source.output_tokens
         for sample in samples:
             sample.request.arrival_ns = now_ns
@@ -242,7 +245,7 @@ class Client:
         """See `World`."""
         run, key = self._open[query.query_id], query.query_id
         time_ns = self._timeline.now_ns + timer.delay_ns
-        self._timeline.at(time_ns, Phase.REACTION, key, lambda _: self._end_timer(run, timer, time_ns))
+        self._timeline.at(time_ns, REACTION, key, partial(self._end_timer, run, timer, time_ns))
 
     def lane(self, query_id: int, lane: int) -> tuple[int, Verdict | None]:
         """See `World`."""
@@ -253,7 +256,7 @@ class Client:
         """See `World`."""
         return self._source.uniform(query_id, name, index)
 
-    def _end_timer(self, run: QueryRun, timer: Timer, now_ns: int) -> None:
+    def _end_timer(self, run: QueryRun, timer: Timer, now_ns: int, _event: Event) -> None:
         timer.done_ns = now_ns
         run.done.append(timer)
         if timer in run.waited:

@@ -8,7 +8,7 @@ from ttsim_des.engine.replica import Replica
 from ttsim_des.engine.request import Outcome
 from ttsim_des.engine.speculation import Drafting
 from ttsim_des.router import Router
-from ttsim_des.timeline import Event, Phase, Timeline
+from ttsim_des.timeline import ARRIVAL, Event, Timeline
 from ttsim_des.workload.handle import Sample
 
 Luck = Callable[[int, int, int], Drafting]
@@ -52,7 +52,7 @@ class Pool:
         enters_ns = sample.enters_ns = max(now_ns, self._server_free_ns[index]) + self._ingest_ns
         self._server_free_ns[index] = enters_ns
         self._entering[index] += 1
-        self._timeline.at(enters_ns, Phase.ARRIVAL, sample.request.request_id, self._enter(sample, outcome))
+        self._timeline.at(enters_ns, ARRIVAL, sample.request.request_id, self._enter(sample, outcome))
 
     def cancel(self, sample: Sample) -> None:
         """A cancel reaches the sample's engine now, behind the sample itself if that is still entering."""
@@ -60,7 +60,7 @@ class Pool:
         if sample.has_entered:
             replica.cancel(request)
         else:
-            self._timeline.at(sample.enters_ns, Phase.ARRIVAL, request.request_id, lambda _: replica.cancel(request))
+            self._timeline.at(sample.enters_ns, ARRIVAL, request.request_id, lambda _: replica.cancel(request))
 
     def _enter(self, sample: Sample, outcome: Outcome) -> Callable[[Event], None]:
         def enter(_event: Event) -> None:

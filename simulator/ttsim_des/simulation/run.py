@@ -18,7 +18,7 @@ from ttsim_des.scenario.schema import Scenario
 from ttsim_des.simulation.client import Client, QueryRun
 from ttsim_des.simulation.collect import Collector
 from ttsim_des.simulation.pool import Luck, Pool
-from ttsim_des.timeline import Phase, Timeline
+from ttsim_des.timeline import REACTION, Event, Timeline
 from ttsim_des.units import s_to_ns
 from ttsim_des.workload.queries import QuerySource
 from ttsim_des.workload.strategies.resolve import resolve_strategy
@@ -138,9 +138,9 @@ class _Arrivals:
             return
         query_id = self._started
         self._started += 1
-        self._timeline.at(time_ns, Phase.REACTION, query_id, lambda _: self._start(query_id))
+        self._timeline.at(time_ns, REACTION, query_id, partial(self._start, query_id))
 
-    def _start(self, query_id: int) -> None:
+    def _start(self, query_id: int, _event: Event) -> None:
         self._client.start_query(query_id)
         if self._times_ns is not None:
             self._start_next(next(self._times_ns, None))

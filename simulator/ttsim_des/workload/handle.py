@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from ttsim_des.engine.request import Request, Status
+from ttsim_des.engine.request import CANCELLED, Request
 from ttsim_des.scenario.schema import StrategyTable
 from ttsim_des.workload.outcomes.draws import NO_ANSWER
 from ttsim_des.workload.queries import Verdict
@@ -53,7 +53,7 @@ class Sample:
     @property
     def is_cancelled(self) -> bool:
         """Whether it was ended by a cancel."""
-        return self.request.status is Status.CANCELLED
+        return self.request.status is CANCELLED
 
     @property
     def output_tokens(self) -> int:
