@@ -13,6 +13,7 @@ used, which every CPU rounds alike.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 
@@ -85,15 +86,23 @@ class UnequalContexts:
 
     def exact_us(self, curve: Curve, mean: float, longest: float) -> float:
         """The term in microseconds a layer, before cells and whole nanoseconds."""
-        mean_us = curve.at(mean)
-        far = (self._launch_us + self._token_us * longest) / mean_us
-        near = (self._launch_us + self._token_us * mean) / mean_us
-        return mean_us * (sqrt((1 + far * far) / (1 + near * near)) - 1)
+        return self._terms_us(curve, mean, (longest,))[0]
+
+    def _terms_us(self, curve: Curve, mean: float, longest: Sequence[float]) -> list[float]:
+        """`exact_us` for each of these longest contexts."""
+        mean_us, launch_us, token_us = curve.at(mean), self._launch_us, self._token_us
+        near = (launch_us + token_us * mean) / mean_us
+        alike = 1 + near * near
+        terms_us = []
+        for context in longest:
+            far = (launch_us + token_us * context) / mean_us
+            terms_us.append(mean_us * (sqrt((1 + far * far) / alike) - 1))
+        return terms_us
 
     def _add(self, key: tuple[int, int, int], curve: Curve, width: int, far_width: int) -> Piece:
         _, mean, distance = key
-        near_ns, near_end_ns = (self._corner_ns(curve, at, distance) for at in (mean, mean + width))
-        far_ns, far_end_ns = (self._corner_ns(curve, at, distance + far_width) for at in (mean, mean + width))
+        near_ns, far_ns = self._corners_ns(curve, mean, distance, far_width)
+        near_end_ns, far_end_ns = self._corners_ns(curve, mean + width, distance, far_width)
         slope_ns = round((near_end_ns - near_ns) / width)
         gain_ns = round((far_end_ns - far_ns) / width) - slope_ns
         if len(self._pieces) >= MAX_PIECES:
@@ -103,5 +112,6 @@ class UnequalContexts:
         self._pieces[key] = piece
         return piece
 
-    def _corner_ns(self, curve: Curve, mean: int, distance: int) -> int:
-        return round(self._ns_per_layer_us * self.exact_us(curve, mean, mean + distance)) if distance else 0
+    def _corners_ns(self, curve: Curve, mean: int, distance: int, width: int) -> tuple[int, int]:
+        near_us, far_us = self._terms_us(curve, mean, (mean + distance, mean + distance + width))
+        return round(self._ns_per_layer_us * near_us), round(self._ns_per_layer_us * far_us)
