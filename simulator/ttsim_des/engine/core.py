@@ -460,7 +460,10 @@ class EngineCore:
         if len(in_flight) < self.depth or not in_flight[0].num_seqs or ledger.prefilling or self._asks_otherwise:
             return 1
         pops = ledger.pops_until_change()
-        if self._growth is not None and self.scheduler.waiting:  # fewer drafts would leave tokens for those that wait
+        if self._growth is not None and self.scheduler.waiting:
+            if self.scheduler.is_head_padded():
+                return 1  # each step may evict a block of its prefix: without its padding it may fit
+            # Fewer drafts would leave tokens for those that wait.
             pops = self._growth.growing.steps_alike(ledger.launched, pops)
         if pops <= 1:
             return 1

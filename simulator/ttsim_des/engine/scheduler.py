@@ -160,6 +160,14 @@ class Scheduler:
         fits = num_cached + 1 + speculation.num_speculative_tokens + 1 <= self.config.max_model_len
         return speculation.num_speculative_tokens if fits else 0
 
+    def is_head_padded(self) -> bool:
+        """Whether a request for which a seat is free would come with padding, as long as its cached prefix is whole."""
+        if self.speculation is None or self.speculation.by_batch_size or len(self.running) >= self.config.max_num_seqs:
+            return False
+        request = self.waiting.peek()
+        hits = self.kv.find_prefix(request)
+        return bool(hits) and request.max_tokens > 0 and request.num_tokens - hits[-1][2] * self.kv.block_size == 1
+
     def schedule_waiting(self, plan: Plan, threshold: int, budget: int, num_others: int) -> None:
         """Admit from the head of the waiting queue while budget, seats and blocks last.
 
