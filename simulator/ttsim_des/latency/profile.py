@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ttsim_des import assets
 from ttsim_des.errors import InputError, bad_input, nearest_name
@@ -74,16 +75,26 @@ class GpuProfile:
     def select(self, family: str, label: str, **equal: int) -> Columns:
         """The rows of one family and label where every named column has the given value."""
         columns = self.tables[family][label]
-        chosen = np.ones(len(columns["latency_us"]), dtype=bool)
-        for name, value in equal.items():
-            chosen &= columns[name] == value
+        chosen = _rows_where(columns, equal)
         return {name: values[chosen] for name, values in columns.items()}
 
     def values(self, family: str, label: str, column: str, **equal: int) -> list[int]:
         """The distinct values of one column among those rows, sorted; none for a label that was not measured."""
         if label not in self.tables.get(family, {}):
             return []
-        return sorted(set(self.select(family, label, **equal)[column].tolist()))  # np.unique imports numpy.ma
+        columns = self.tables[family][label]
+        ordered = np.sort(columns[column][_rows_where(columns, equal)])
+        is_first = np.ones(len(ordered), dtype=bool)
+        is_first[1:] = ordered[1:] != ordered[:-1]
+        found: list[int] = ordered[is_first].tolist()  # np.unique imports numpy.ma
+        return found
+
+
+def _rows_where(columns: Columns, equal: Mapping[str, int]) -> NDArray[np.bool_]:
+    chosen = np.ones(len(columns["latency_us"]), dtype=bool)
+    for name, value in equal.items():
+        chosen &= columns[name] == value
+    return chosen
 
 
 def load_profile(name: str, base_dir: Path = HERE) -> GpuProfile:
@@ -174,7 +185,8 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, Columns]:
     if not path.is_file():
         raise _bad(path, "is missing")
     try:
-        table = pq.ParquetFile(path).read()  # Unlike read_table, this does not import pyarrow.dataset.
+        # Unlike read_table, this does not import pyarrow.dataset; for so few rows threads cost more than they save.
+        table = pq.ParquetFile(path).read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise _bad(path, f"is truncated or not Parquet: {str(error).splitlines()[0]}") from None
     missing = [column for column in columns if column not in table.column_names]

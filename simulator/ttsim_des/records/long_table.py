@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from ttsim_des.records.arrow import arrow_column, text_column
 from ttsim_des.records.store import ColumnStore
 
+_ORDERED_ROWS = 1 << 18
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -50,8 +52,16 @@ class LongTable:
             np.full(part.store.num_rows, part.constants[name]) if name in part.constants else part.store.column(name)
             for part in self.parts
         ]
-        values: NDArray[np.int64] = np.concatenate(columns) if columns else np.zeros(0, dtype=np.int64)
-        return values if self.order is None else values[self.order]
+        if not columns:
+            return np.zeros(0, dtype=np.int64)
+        values = columns[0] if len(columns) == 1 else np.concatenate(columns)
+        if self.order is None:
+            return values
+        ordered = np.empty_like(values)
+        for start in range(0, len(values), _ORDERED_ROWS):  # numpy widens all the row numbers that it is given at once
+            rows = slice(start, start + _ORDERED_ROWS)
+            ordered[rows] = values[self.order[rows]]
+        return ordered
 
     def column(self, name: str) -> pa.Array:
         """A column of the table."""

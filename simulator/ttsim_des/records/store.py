@@ -67,11 +67,14 @@ class ColumnStore:
 
     def columns(self, *names: str) -> list[NDArray[np.int64]]:
         """All values of some columns."""
-        parts = list(self.blocks(*names))
-        return [
-            np.concatenate([part[at] for part in parts]) if parts else np.zeros(0, dtype=np.int64)
-            for at in range(len(names))
-        ]
+        columns = [np.empty(self.num_rows, dtype=np.int64) for _ in names]
+        start = 0
+        for block in self.blocks(*names):
+            stop = start + len(block[0])
+            for column, values in zip(columns, block, strict=True):
+                column[start:stop] = values
+            start = stop
+        return columns
 
     def blocks(self, *names: str) -> Iterator[list[NDArray[np.int64]]]:
         """Some columns, block by block in order."""
