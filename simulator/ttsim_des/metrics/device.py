@@ -10,7 +10,7 @@ import numpy as np
 from ttsim_des.metrics.columns import column, is_in
 from ttsim_des.metrics.context import RunContext
 from ttsim_des.metrics.runs import StepRuns, points
-from ttsim_des.metrics.stats import FloatArray, IntArray, exact_sum
+from ttsim_des.metrics.stats import ROWS_AT_A_TIME, FloatArray, IntArray, exact_sum
 from ttsim_des.metrics.window import Window
 from ttsim_des.records.tables import GENERATOR, Tables
 from ttsim_des.units import NS_PER_S
@@ -110,9 +110,13 @@ def _presence(arrival: IntArray, finish: IntArray, end_ns: int, window: Window) 
     """Time mean of how many have arrived and not finished."""
     if window.length_ns == 0:
         return None
-    left = np.where(finish >= 0, finish, end_ns)
-    stay = np.minimum(left, window.end_ns) - np.maximum(arrival, window.start_ns)
-    return exact_sum(np.maximum(stay, 0)) / window.length_ns
+    total_ns = 0
+    for start in range(0, arrival.size, ROWS_AT_A_TIME):
+        part = slice(start, start + ROWS_AT_A_TIME)
+        left = np.where(finish[part] >= 0, finish[part], end_ns)
+        stay = np.minimum(left, window.end_ns) - np.maximum(arrival[part], window.start_ns)
+        total_ns += exact_sum(np.maximum(stay, 0))
+    return total_ns / window.length_ns
 
 
 def _integral(runs: StepRuns, window: Window, value: IntArray | FloatArray, slope: FloatArray | None = None) -> float:

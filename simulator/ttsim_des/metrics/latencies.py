@@ -8,12 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ttsim_des.metrics.columns import column, is_in
-from ttsim_des.metrics.stats import FloatArray, IntArray, describe, describe_ns
+from ttsim_des.metrics.stats import ROWS_AT_A_TIME, FloatArray, IntArray, describe, describe_ns
 from ttsim_des.metrics.tokens import gaps_in_window
 from ttsim_des.metrics.window import Window, query_rows
 from ttsim_des.records.tables import GENERATOR, Tables
-
-ROWS_AT_A_TIME = 1 << 20
 
 
 def tpot_ns(tables: Tables) -> FloatArray:
@@ -23,9 +21,14 @@ def tpot_ns(tables: Tables) -> FloatArray:
     """
     requests = tables.requests
     output, first = column(requests, "output_tokens"), column(requests, "first_token_ns")
-    decoded = is_in(requests, "status", "finished") & (output >= 2) & (first >= 0)
-    spans = (column(requests, "finish_ns") - first).astype(np.float64)
-    return np.where(decoded, spans / np.maximum(output - 1, 1), np.nan)
+    finish, finished = column(requests, "finish_ns"), is_in(requests, "status", "finished")
+    times = np.full(output.size, np.nan)
+    for start in range(0, output.size, ROWS_AT_A_TIME):
+        part = slice(start, start + ROWS_AT_A_TIME)
+        decoded = finished[part] & (output[part] >= 2) & (first[part] >= 0)
+        spans = (finish[part] - first[part]).astype(np.float64)
+        times[part][decoded] = (spans / np.maximum(output[part] - 1, 1))[decoded]
+    return times
 
 
 def straggler_share(tables: Tables) -> FloatArray:
@@ -77,12 +80,12 @@ def in_flight(tables: Tables) -> FloatArray:
     """Per query: its requests in flight, on average over its latency; NaN for queries that took no time or are open."""
     queries, requests = tables.queries, tables.requests
     rows, finish = query_rows(queries, requests), column(requests, "finish_ns")
-    answered = column(queries, "finish_ns")
+    arrival, answered = column(requests, "arrival_ns"), column(queries, "finish_ns")
     stay = np.zeros(answered.size, dtype=np.float64)
     for start in range(0, rows.size, ROWS_AT_A_TIME):
         part = slice(start, start + ROWS_AT_A_TIME)
         until = np.where(finish[part] >= 0, np.minimum(finish[part], answered[rows[part]]), answered[rows[part]])
-        spent = np.maximum(until - column(requests, "arrival_ns")[part], 0)
+        spent = np.maximum(until - arrival[part], 0)
         stay += np.bincount(rows[part], weights=spent, minlength=answered.size)
     latency = answered - column(queries, "arrival_ns")
     return np.where((latency > 0) & (answered >= 0), stay / np.maximum(latency, 1), np.nan)
