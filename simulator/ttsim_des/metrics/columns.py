@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +19,11 @@ def column(table: pa.Table | LongTable, name: str) -> NDArray[np.int64]:
         return table.numbers(name)
     values: NDArray[np.int64] = numpy_column(table.column(name))
     return values
+
+
+def pieces(table: pa.Table | LongTable, name: str) -> Iterator[NDArray[np.int64]]:
+    """An integer column, of a long table some rows at a time."""
+    return table.pieces(name) if isinstance(table, LongTable) else iter([column(table, name)])
 
 
 def flags(table: pa.Table, name: str) -> NDArray[np.bool_]:

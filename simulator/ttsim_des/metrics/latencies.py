@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ttsim_des.metrics.columns import column, is_in
+from ttsim_des.metrics.columns import column, is_in, pieces
 from ttsim_des.metrics.stats import ROWS_AT_A_TIME, FloatArray, IntArray, describe, describe_ns
 from ttsim_des.metrics.tokens import gaps_in_window
 from ttsim_des.metrics.window import Window, query_rows
@@ -113,8 +113,14 @@ def _since_arrival(tables: Tables, name: str, which: NDArray[np.bool_]) -> IntAr
     """From arrival to a stamp of the requests in question, where it happened."""
     stamp = column(tables.requests, name)
     which = which & (stamp >= 0)
-    stamp = stamp[which]
-    return stamp - column(tables.requests, "arrival_ns")[which]
+    since = stamp[which]
+    del stamp
+    first = start = 0
+    for arrival in pieces(tables.requests, "arrival_ns"):
+        arrived = arrival[which[first : first + arrival.size]]
+        since[start : start + arrived.size] -= arrived
+        first, start = first + arrival.size, start + arrived.size
+    return since
 
 
 def _known(values: FloatArray) -> FloatArray:

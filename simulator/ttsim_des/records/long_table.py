@@ -14,6 +14,7 @@ from ttsim_des.records.arrow import arrow_column, text_column
 from ttsim_des.records.store import ColumnStore
 
 _ORDERED_ROWS = 1 << 18
+"""So many row numbers are given to numpy at once, which widens them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,19 @@ class LongTable:
         if self.order is None:
             return values
         ordered = np.empty_like(values)
-        for start in range(0, len(values), _ORDERED_ROWS):  # numpy widens all the row numbers that it is given at once
+        for start in range(0, len(values), _ORDERED_ROWS):
             rows = slice(start, start + _ORDERED_ROWS)
             ordered[rows] = values[self.order[rows]]
         return ordered
+
+    def pieces(self, name: str) -> Iterator[NDArray[np.int64]]:
+        """`numbers`, some rows at a time: takes half the memory."""
+        if self.order is None:
+            yield self.numbers(name)
+            return
+        values = self.parts[0].store.column(name)
+        for start in range(0, len(values), _ORDERED_ROWS):
+            yield values[self.order[start : start + _ORDERED_ROWS]]
 
     def column(self, name: str) -> pa.Array:
         """A column of the table."""
