@@ -35,7 +35,7 @@ def flags(table: pa.Table, name: str) -> NDArray[np.bool_]:
 def is_in(table: pa.Table | LongTable, name: str, *values: str) -> NDArray[np.bool_]:
     """Where a text column has one of these values."""
     if isinstance(table, LongTable):
-        words = table.texts[name]
-        return np.isin(table.numbers(name), [number for number, word in enumerate(words) if word in values])
+        wanted = [number for number, word in enumerate(table.texts[name]) if word in values]
+        return np.concatenate([np.isin(piece, wanted) for piece in table.pieces(name)])
     mask: NDArray[np.bool_] = numpy_column(pc.is_in(table.column(name), value_set=arrow_column(values, pa.string())))
     return mask

@@ -20,8 +20,9 @@ def tpot_ns(tables: Tables) -> FloatArray:
     NaN for requests that did not finish or delivered fewer than two tokens.
     """
     requests = tables.requests
+    finished = is_in(requests, "status", "finished")
     output, first = column(requests, "output_tokens"), column(requests, "first_token_ns")
-    finish, finished = column(requests, "finish_ns"), is_in(requests, "status", "finished")
+    finish = column(requests, "finish_ns")
     times = np.full(output.size, np.nan)
     for start in range(0, output.size, ROWS_AT_A_TIME):
         part = slice(start, start + ROWS_AT_A_TIME)
