@@ -128,6 +128,7 @@ class KVCacheManager:
 
     def take(self, count: int) -> None:
         """Take blocks from the head of the free queue; named ones are forgotten, from the top of their extent down."""
+        assert count > 0  # that there are so many, `_evict` checks
         self.num_free_blocks -= count
         self._num_unnamed -= count
         if self._num_unnamed < 0:

@@ -49,29 +49,33 @@ class LongTable:
 
     def numbers(self, name: str) -> NDArray[np.int64]:
         """A column as it is stored: whole numbers, of text columns the numbers of their words."""
+        if self.order is None:
+            return self._stored(name)
+        values = np.empty(self.num_rows, dtype=np.int64)
+        start = 0
+        for piece in self.pieces(name):
+            values[start : start + piece.size] = piece
+            start += piece.size
+        return values
+
+    def pieces(self, name: str) -> Iterator[NDArray[np.int64]]:
+        """`numbers`, some rows at a time: takes half the memory."""
+        values = self._stored(name)
+        if self.order is None:
+            yield values
+            return
+        for start in range(0, len(values), _ORDERED_ROWS):
+            yield values[self.order[start : start + _ORDERED_ROWS]]
+
+    def _stored(self, name: str) -> NDArray[np.int64]:
         columns = [
             np.full(part.store.num_rows, part.constants[name]) if name in part.constants else part.store.column(name)
             for part in self.parts
         ]
-        if not columns:
-            return np.zeros(0, dtype=np.int64)
-        values = columns[0] if len(columns) == 1 else np.concatenate(columns)
-        if self.order is None:
-            return values
-        ordered = np.empty_like(values)
-        for start in range(0, len(values), _ORDERED_ROWS):
-            rows = slice(start, start + _ORDERED_ROWS)
-            ordered[rows] = values[self.order[rows]]
-        return ordered
-
-    def pieces(self, name: str) -> Iterator[NDArray[np.int64]]:
-        """`numbers`, some rows at a time: takes half the memory."""
-        if self.order is None:
-            yield self.numbers(name)
-            return
-        values = self.parts[0].store.column(name)
-        for start in range(0, len(values), _ORDERED_ROWS):
-            yield values[self.order[start : start + _ORDERED_ROWS]]
+        if len(columns) == 1:
+            return columns[0]
+        values: NDArray[np.int64] = np.concatenate(columns) if columns else np.zeros(0, dtype=np.int64)
+        return values
 
     def column(self, name: str) -> pa.Array:
         """A column of the table."""
