@@ -119,6 +119,19 @@ class KVCacheManager:
         if hits:
             request.num_registered_blocks = request.num_blocks = hits[-1][2]
 
+    def admit_alike(self, request: Request, other: Request, num_hits: int, missing: int) -> None:
+        """Give `request`, which holds nothing, what `other` has just got: references to the `num_hits` pieces of its
+        prefix, `missing` blocks, and as many names for them.
+        """
+        shared = request.holdings = other.holdings[:num_hits]
+        for extent, _ in shared:
+            extent.refs += 1
+        self.take(missing)
+        for extent, _ in other.holdings[num_hits:]:
+            assert extent.owner is not None
+            self._name(request, extent.owner, extent.low, extent.high)
+        request.num_registered_blocks, request.num_blocks = other.num_registered_blocks, other.num_blocks
+
     def allocate(self, request: Request, num_tokens: int) -> None:
         """Take blocks until `request` has room for `num_tokens` tokens; the caller has asked that they are there."""
         missing = -(-num_tokens // self.block_size) - request.num_blocks

@@ -34,6 +34,7 @@ class Leap:
         self,
         model: StepModel,
         shape: StepShape,
+        run: Run,
         pops: int,
         start_ns: int,
         host_ns: int,
@@ -42,7 +43,7 @@ class Leap:
         is_async: bool,
         described: tuple[int, ...],
     ) -> None:
-        """A leap from a step of `shape` on, which starts at `start_ns`.
+        """A leap from a step of `shape` on, which starts at `start_ns`; `run`: what `model` says of as many steps.
 
         `host_ns`: what planning a step takes. `described`: the columns of the steps table from decode_seqs to
         preempted, the same for all of them.
@@ -51,7 +52,6 @@ class Leap:
         self.first_update_ns, self.update_ns = first_update_ns, update_ns
         self.cut_ns = -1
         """When an input last made the leap end early."""
-        run = model.decode_run(shape, pops)
         steps, first_ns, increment_ns, in_domain = run
         if is_async and steps == pops:
             last = steps - 1

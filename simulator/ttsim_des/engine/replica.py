@@ -21,9 +21,9 @@ from ttsim_des.engine.scheduler import Plan
 from ttsim_des.errors import NotValidError
 from ttsim_des.latency.host import HostOverhead
 from ttsim_des.latency.many_steps import many_steps
-from ttsim_des.latency.shape import StepModel, StepShape
+from ttsim_des.latency.shape import Run, StepModel, StepShape
 from ttsim_des.records.recorder import StepRecorder
-from ttsim_des.records.tables import pack_step
+from ttsim_des.records.tables import pack_gap, pack_step
 from ttsim_des.timeline import SCHEDULE, STEP_END, Event, Phase, Timeline
 
 Stepping = Literal["leap", "step"]
@@ -72,7 +72,7 @@ class Replica:
         self._draft_steps = many_steps(model)
         self._schedule_step_ns, self._schedule_sequence_ns, self._update_step_ns, self._update_sequence_ns, _ = host
         self._timeline, self._listener = timeline, listener
-        self._recorder, self._step_rows = recorder, recorder.step_rows
+        self._recorder, self._step_rows, self._gap_rows = recorder, recorder.step_rows, recorder.gap_rows
         self._leaps, self._on_plan = stepping == "leap", on_plan
         self._depth = self.core.depth
         self._inbox: list[_Input] = []
@@ -225,9 +225,14 @@ class Replica:
                 first_update_ns = self._update_step_ns + core.in_flight[0].num_seqs * self._update_sequence_ns
             leap: Leap | GrowthLeap
             if core.speculation is None:
+                run = self._model.decode_run(shape, pops)
                 is_async = self._depth > 1
+                if is_async and run[0] == pops and self._on_plan is None:
+                    ready_ns = self._leap_at_once(run, start_ns, host_ns, first_update_ns, update_ns, described)
+                    if ready_ns >= 0:
+                        return ready_ns
                 leap = Leap(
-                    self._model, shape, pops, start_ns, host_ns, first_update_ns, update_ns, is_async, described
+                    self._model, shape, run, pops, start_ns, host_ns, first_update_ns, update_ns, is_async, described
                 )
             else:
                 leap = self._leap_drafting(shape, pops, (start_ns, host_ns, first_update_ns, update_ns), described)
@@ -238,6 +243,38 @@ class Replica:
             in_domain = self._model.in_domain(shape)
             self._step_rows += pack_step(start_ns, 1, duration_ns, 0, duration_ns, 0, *described, in_domain)
         return self._start(start_ns, duration_ns, now_ns + host_ns, plan)
+
+    def _leap_at_once(
+        self,
+        run: Run,
+        start_ns: int,
+        host_ns: int,
+        first_update_ns: int,
+        update_ns: int,
+        described: tuple[int, ...],
+    ) -> int:
+        """Most leaps of an asynchronous engine: the device sets the pace, and nothing can happen before the last pop.
+
+        Such a leap is over as soon as it begins: nobody can ask how far it is, or cut it short. Returns when the host
+        is ready again; -1, with nothing done, where this is not such a leap.
+        """
+        pops, first_ns, increment_ns, in_domain = run
+        last = pops - 1
+        last_ns = first_ns + last * increment_ns
+        shortest_ns = first_ns if increment_ns >= 0 else last_ns
+        if shortest_ns < host_ns + (update_ns if update_ns > first_update_ns else first_update_ns):
+            return -1
+        last_pop_ns = start_ns + last * first_ns + increment_ns * (last * (last - 1) // 2)
+        if self._inbox or not self._timeline.is_quiet_until(last_pop_ns):
+            return -1
+        self._step_rows += pack_step(
+            start_ns, pops, first_ns, increment_ns, first_ns, increment_ns, *described, in_domain
+        )
+        delivery = self.core.finish_leap(pops, start_ns, last_pop_ns)
+        seqs = described[0]
+        self._gap_rows += pack_gap(start_ns + first_ns, last, first_ns, increment_ns, seqs, 0)
+        self._device_free_ns = self._ends_ns[0] = last_pop_ns + last_ns
+        return self._hand_out(delivery, last_pop_ns, seqs)
 
     def _leap_drafting(
         self, shape: StepShape, pops: int, times_ns: tuple[int, int, int, int], described: tuple[int, ...]

@@ -174,11 +174,15 @@ class Scheduler:
         `num_others`: running requests that the step computes something for.
         """
         config, kv, waiting, running = self.config, self.kv, self.waiting, self.running
-        block_size, max_num_seqs, admissions = config.block_size, config.max_num_seqs, self._num_admissions
+        block_size, max_num_seqs = config.block_size, config.max_num_seqs
         hits: list[Piece] = []
         sibling: tuple[PromptSegment, ...] = ()
+        twin: Scheduled | None = None
         while budget > 0 and len(running) < max_num_seqs and waiting:
             request = waiting.peek()
+            if twin is not None and request.prompt is sibling and self._admit_twin(request, twin, len(hits), plan, budget):
+                budget -= twin[1]
+                continue
             num_known = request.prompt_tokens + request.num_output_tokens
             if request.prompt is not sibling or request.num_output_tokens:
                 hits, sibling = kv.find_prefix(request), ()
@@ -210,8 +214,8 @@ class Scheduler:
                     hits = [(extent, extent.low, extent.high) for extent, _ in request.holdings]
                     sibling = request.prompt
             running[request] = None
-            request.serial, request.status, request.num_computed_tokens = admissions, RUNNING, num_cached
-            admissions += 1
+            request.serial, request.status, request.num_computed_tokens = self._num_admissions, RUNNING, num_cached
+            self._num_admissions += 1
             if request.first_hit_tokens < 0:
                 request.first_hit_tokens = request.cached_tokens = num_cached
             elif num_cached > request.high_water_tokens:  # hits beyond what it ever computed itself are saved work too
@@ -221,7 +225,32 @@ class Scheduler:
             entry = self.commit(request, num_tokens, is_padded=padding > 0)
             plan.entries.append(entry)
             budget -= num_tokens + self.draft_slots
-        self._num_admissions = admissions
+            twin = entry if sibling and _can_have_twins(entry) else None
+
+    def _admit_twin(self, request: Request, twin: Scheduled, num_hits: int, plan: Plan, budget: int) -> bool:
+        """Admit a sample of the prompt of `twin`, the sample before it, if what happens to it is the very same.
+
+        Of the `num_hits` pieces of its prefix, of which all are held, the blocks behind them are its own.
+        """
+        other, num_tokens, num_cached, *_ = twin
+        missing = other.num_blocks - num_cached // self.config.block_size
+        if (
+            request.first_hit_tokens >= 0
+            or request.max_tokens == 0
+            or num_tokens > budget
+            or missing + self.config.watermark_blocks > self.kv.num_free_blocks
+        ):
+            return False
+        self.waiting.pop()
+        self.running[request] = None
+        self.kv.admit_alike(request, other, num_hits, missing)
+        request.serial, request.status = self._num_admissions, RUNNING
+        self._num_admissions += 1
+        request.first_hit_tokens = request.cached_tokens = num_cached
+        request.num_computed_tokens, request.computed_tokens = num_cached + num_tokens, num_tokens
+        request.num_output_placeholders = other.num_output_placeholders
+        plan.entries.append(tuple.__new__(Scheduled, (request, *twin[1:])))
+        return True
 
     def commit(self, request: Request, num_tokens: int, *, is_padded: bool = False) -> Scheduled:
         """Count `num_tokens` more tokens of `request` as computed; takes their blocks and names those filled."""
@@ -260,6 +289,21 @@ class Scheduler:
         state.num_drafts = 0
         state.mid_prefill = beyond < 0
         return beyond >= 0, max(0, beyond)
+
+
+def _can_have_twins(entry: Scheduled) -> bool:
+    """Whether another sample of the same prompt, to be admitted right behind, would be treated just so.
+
+    That is, if all that this one hit is held, and the rest of its prompt is computed now.
+    """
+    request = entry[0]
+    return (
+        entry[3]
+        and request.drafts is None
+        and not request.num_output_tokens
+        and request.max_tokens > 0
+        and not request.preemptions
+    )
 
 
 def _num_recomputed(request: Request, computed_before: int) -> int:
