@@ -175,7 +175,7 @@ class Replay:
         new = request.num_output_tokens - sum(tokens for _, tokens in self.deliveries[request.request_id])
         self.deliveries[request.request_id].append((delivered_ns - self.host.update_step_ns, new))
 
-    def on_finish(self, request: Request, delivered_ns: int) -> None:
+    def on_finish(self, request: Request, delivered_ns: int, *, is_alone: bool) -> None:
         """A request is done: its children arrive, its siblings may be cancelled."""
         for child in self.children[request.request_id]:
             self._send(self.rows[child], delivered_ns)

@@ -82,6 +82,11 @@ class Timeline:
         queue = self._queue
         return not queue or queue[0][0] > time_ns
 
+    def advance(self, time_ns: int) -> None:
+        """Go on to `time_ns`, until which nothing is to happen: what happens then is done now."""
+        assert self.is_quiet_until(time_ns)
+        self.now_ns = time_ns
+
     def run(self) -> None:
         """Run until nothing is left to happen.
 

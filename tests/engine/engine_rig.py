@@ -95,7 +95,7 @@ class World:
 
     # ---- what the engine tells ----
 
-    def on_finish(self, request: Request, delivered_ns: int) -> None:
+    def on_finish(self, request: Request, delivered_ns: int, *, is_alone: bool) -> None:
         self.finished.append(request.name)
 
     def on_milestone(self, request: Request, delivered_ns: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heappop
+from operator import attrgetter
 
 from ttsim_des.engine.config import EngineConfig
 from ttsim_des.engine.growth import IntArray
@@ -347,14 +348,14 @@ class EngineCore:
         finished: list[Request] = []
         ledger = self.ledger
         ends, popped = ledger.ends, ledger.popped
-        due = [(request.serial, request) for request in stale] if stale else []
+        due = list(stale)
         while ends and ends[0][0] <= popped:
             _, serial, request = heappop(ends)
             if request.serial == serial and request.place is not ELSEWHERE:
-                due.append((serial, request))
+                due.append(request)
         if len(due) > 1:
             due.sort(key=_serial)
-        for _, request in due:
+        for request in due:
             if request.place is not ELSEWHERE:
                 self._report(request, ledger.output_at_last_pop(request), milestones, finished)
             elif request.status is WAITING:  # else it has ended in this very step, or was cancelled
@@ -517,7 +518,4 @@ def _count_on_drafts(entries: list[Scheduled], drafts: int) -> None:
 
 
 _NOBODY = StepShape(0, 0, 0, (), 0)
-
-
-def _serial(due: tuple[int, Request]) -> int:
-    return due[0]
+_serial = attrgetter("serial")

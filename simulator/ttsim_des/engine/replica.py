@@ -33,8 +33,11 @@ _ALIVE = (WAITING, RUNNING)
 class Listener(Protocol):
     """Who is told what comes out of an engine; `delivered_ns` is when the client side can act on it."""
 
-    def on_finish(self, request: Request, delivered_ns: int) -> None:
-        """A request has its last token, or its prefill when it asked for none."""
+    def on_finish(self, request: Request, delivered_ns: int, *, is_alone: bool) -> None:
+        """A request has its last token, or its prefill when it asked for none.
+
+        `is_alone`: nothing else came of that step.
+        """
         ...
 
     def on_milestone(self, request: Request, delivered_ns: int) -> None:
@@ -217,7 +220,6 @@ class Replica:
         start_ns = now_ns + host_ns
         if start_ns < self._device_free_ns:
             start_ns = self._device_free_ns
-        described = self._described(seqs, 0, 0, shape[5], plan)
         pops = core.num_pops_unchanged() if self._leaps and not plan.preempted else 1
         if pops > 1:
             first_update_ns = update_ns = self._update_step_ns + seqs * self._update_sequence_ns
@@ -228,30 +230,27 @@ class Replica:
                 run = self._model.decode_run(shape, pops)
                 is_async = self._depth > 1
                 if is_async and run[0] == pops and self._on_plan is None:
-                    ready_ns = self._leap_at_once(run, start_ns, host_ns, first_update_ns, update_ns, described)
+                    ready_ns = self._leap_at_once(run, seqs, start_ns, host_ns, first_update_ns, update_ns)
                     if ready_ns >= 0:
                         return ready_ns
+                described = self._described(seqs, 0, 0, 0, plan)
                 leap = Leap(
                     self._model, shape, run, pops, start_ns, host_ns, first_update_ns, update_ns, is_async, described
                 )
             else:
+                described = self._described(seqs, 0, 0, shape[5], plan)
                 leap = self._leap_drafting(shape, pops, (start_ns, host_ns, first_update_ns, update_ns), described)
             self._leap = leap
             duration_ns = leap.first_duration_ns
         else:
             duration_ns = self._model.step_ns(shape)
             in_domain = self._model.in_domain(shape)
+            described = self._described(seqs, 0, 0, shape[5], plan)
             self._step_rows += pack_step(start_ns, 1, duration_ns, 0, duration_ns, 0, *described, in_domain)
         return self._start(start_ns, duration_ns, now_ns + host_ns, plan)
 
     def _leap_at_once(
-        self,
-        run: Run,
-        start_ns: int,
-        host_ns: int,
-        first_update_ns: int,
-        update_ns: int,
-        described: tuple[int, ...],
+        self, run: Run, seqs: int, start_ns: int, host_ns: int, first_update_ns: int, update_ns: int
     ) -> int:
         """Most leaps of an asynchronous engine: the device sets the pace, and nothing can happen before the last pop.
 
@@ -267,11 +266,10 @@ class Replica:
         last_pop_ns = start_ns + last * first_ns + increment_ns * (last * (last - 1) // 2)
         if self._inbox or not self._timeline.is_quiet_until(last_pop_ns):
             return -1
-        self._step_rows += pack_step(
-            start_ns, pops, first_ns, increment_ns, first_ns, increment_ns, *described, in_domain
-        )
+        described = self._described(seqs, 0, 0, 0, _DECODES)
+        line = (start_ns, pops, first_ns, increment_ns, first_ns, increment_ns, *described, in_domain)
+        self._step_rows += pack_step(*line)
         delivery = self.core.finish_leap(pops, start_ns, last_pop_ns)
-        seqs = described[0]
         self._gap_rows += pack_gap(start_ns + first_ns, last, first_ns, increment_ns, seqs, 0)
         self._device_free_ns = self._ends_ns[0] = last_pop_ns + last_ns
         return self._hand_out(delivery, last_pop_ns, seqs)
@@ -307,10 +305,9 @@ class Replica:
     ) -> tuple[int, ...]:
         """The columns of the steps table from decode_seqs to preempted, of the step just planned."""
         scheduler, kv = self.scheduler, self.scheduler.kv
-        return (
-            *(decode_seqs, prefill_seqs, prefill_tokens, draft_tokens, len(scheduler.running), len(scheduler.waiting)),
-            *(kv.num_usable_blocks - kv.num_free_blocks, kv.num_cached_free_blocks, len(plan.preempted)),
-        )
+        running, waiting, preempted = len(scheduler.running), len(scheduler.waiting), len(plan.preempted)
+        held, cached = kv.num_usable_blocks - kv.num_free_blocks, kv.num_cached_free_blocks
+        return decode_seqs, prefill_seqs, prefill_tokens, draft_tokens, running, waiting, held, cached, preempted
 
     def _start(self, start_ns: int, duration_ns: int, ready_ns: int, plan: Plan) -> int:
         """The step just launched runs on the device."""
@@ -337,9 +334,10 @@ class Replica:
         milestones, finished = delivery
         for request in milestones:
             self._listener.on_milestone(request, delivered_ns)
+        is_alone = len(finished) == 1 and not milestones
         for request in finished:
             request.finish_ns, request.delivered_ns = now_ns, delivered_ns
-            self._listener.on_finish(request, delivered_ns)
+            self._listener.on_finish(request, delivered_ns, is_alone=is_alone)
         return delivered_ns
 
     def _drain(self, now_ns: int) -> None:

@@ -180,7 +180,11 @@ class Scheduler:
         twin: Scheduled | None = None
         while budget > 0 and len(running) < max_num_seqs and waiting:
             request = waiting.peek()
-            if twin is not None and request.prompt is sibling and self._admit_twin(request, twin, len(hits), plan, budget):
+            if (
+                twin is not None
+                and request.prompt is sibling
+                and self._admit_twin(request, twin, len(hits), plan, budget)
+            ):
                 budget -= twin[1]
                 continue
             num_known = request.prompt_tokens + request.num_output_tokens

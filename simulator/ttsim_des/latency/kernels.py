@@ -124,7 +124,7 @@ class KernelStepModel:
 
     def decode_run(self, shape: StepShape, max_steps: int) -> Run:
         """The longest linear run of decode steps; see `StepModel.decode_run`."""
-        seqs, ctx_sum, ctx_max = shape[:3]
+        seqs, ctx_sum, ctx_max, _, _, _, _ = shape
         row = self._rows.get(seqs) or self._row(seqs)
         steps, first_ns, slope_ns = row.line(ctx_sum, max_steps)
         in_domain = ctx_sum <= row.max_ctx_sum

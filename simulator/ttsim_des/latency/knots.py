@@ -12,6 +12,7 @@ from ttsim_des.latency.interpolate import Curve
 PIECE_SHARE = 250
 """A piece is at most 1/250 of the step (in ns) wide, which keeps whole-number slopes within 0.1 % of the row."""
 MIN_PIECE = 64
+_NEVER = 1 << 62
 
 
 class KnotRow:
@@ -27,7 +28,7 @@ class KnotRow:
     next exactly, so no error accumulates.
     """
 
-    __slots__ = ("_arrays", "_bases", "_seqs", "_slopes", "_starts", "max_ctx_sum")
+    __slots__ = ("_arrays", "_bases", "_pieces", "_seqs", "_slopes", "_starts", "max_ctx_sum")
 
     def __init__(
         self, seqs: int, fixed_ns: int, curve: Curve, ns_per_unit: float, max_context: int, max_ctx_sum: int
@@ -46,11 +47,13 @@ class KnotRow:
         values = [fixed_ns + round(ns_per_unit * curve.at(c)) for c in contexts]
         for index in range(len(contexts) - 1):
             self._add_interval(contexts[index], contexts[index + 1], values[index], values[index + 1])
+        ends = [*self._starts[1:], _NEVER]
+        self._pieces = list(zip(self._starts, self._bases, self._slopes, ends, strict=True))
 
     def step_ns(self, ctx_sum: int) -> int:
         """Nanoseconds of a step whose contexts add up to `ctx_sum`."""
-        piece = bisect_right(self._starts, ctx_sum) - 1
-        return self._bases[piece] + self._slopes[piece] * (ctx_sum - self._starts[piece]) // self._seqs
+        start, base_ns, slope_ns, _ = self._pieces[bisect_right(self._starts, ctx_sum) - 1]
+        return base_ns + slope_ns * (ctx_sum - start) // self._seqs
 
     def steps_ns(self, ctx_sums: NDArray[np.int64], low: int, high: int, more_ns: int) -> NDArray[np.int64]:
         """`step_ns` of many steps, and `more_ns` in each; `low` and `high` bound the sums."""
@@ -72,14 +75,11 @@ class KnotRow:
 
     def line(self, ctx_sum: int, max_steps: int) -> tuple[int, int, int]:
         """Steps until the next knot (at most `max_steps`), nanoseconds of the first, their growth from step to step."""
-        starts = self._starts
-        piece = bisect_right(starts, ctx_sum)
-        slope, seqs = self._slopes[piece - 1], self._seqs
-        first_ns = self._bases[piece - 1] + slope * (ctx_sum - starts[piece - 1]) // seqs
-        if piece < len(starts):
-            steps = -((ctx_sum - starts[piece]) // seqs)
-            return steps if steps < max_steps else max_steps, first_ns, slope
-        return max_steps, first_ns, slope
+        start, base_ns, slope_ns, end = self._pieces[bisect_right(self._starts, ctx_sum) - 1]
+        seqs = self._seqs
+        steps = -((ctx_sum - end) // seqs)
+        first_ns = base_ns + slope_ns * (ctx_sum - start) // seqs
+        return steps if steps < max_steps else max_steps, first_ns, slope_ns
 
     def _add_interval(self, start: int, end: int, start_ns: int, end_ns: int) -> None:
         """Pieces between two knots of the float row, narrow enough for whole-number slopes."""

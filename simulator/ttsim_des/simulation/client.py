@@ -80,25 +80,22 @@ class Client:
 
     # ---- what engines report ----
 
-    def on_finish(self, request: Request, delivered_ns: int) -> None:
-        """A request has ended by itself; its client learns of it at `delivered_ns`."""
-        if self._is_delivered(delivered_ns):
+    def on_finish(self, request: Request, delivered_ns: int, *, is_alone: bool) -> None:
+        """A request has ended by itself; its client learns of it at `delivered_ns`, of nothing else if `is_alone`."""
+        if self._timeline.is_quiet_until(delivered_ns):
+            self._end_sample(request, delivered_ns, at_once=is_alone)
+        elif delivered_ns == self._timeline.now_ns:
             self._end_sample(request, delivered_ns)
         else:
-            self._deliver(request, delivered_ns, partial(self._end_sample, request, delivered_ns))
+            self._deliver(request, delivered_ns, partial(self._learn_of_end, request, delivered_ns))
 
     def on_milestone(self, request: Request, delivered_ns: int) -> None:
         """A request has reached one of its `tell_at` counts; its client learns of it at `delivered_ns`."""
         num_output = request.num_output_tokens
-        if self._is_delivered(delivered_ns):
+        if self._timeline.is_quiet_until(delivered_ns) or delivered_ns == self._timeline.now_ns:
             self._pass_milestone(request, num_output, delivered_ns)
         else:
             self._deliver(request, delivered_ns, partial(self._pass_milestone, request, num_output, delivered_ns))
-
-    def _is_delivered(self, delivered_ns: int) -> bool:
-        """Whether a result may be taken at once, since nothing can happen until it is delivered."""
-        timeline = self._timeline
-        return timeline.is_quiet_until(delivered_ns) or delivered_ns == timeline.now_ns
 
     def _deliver(self, request: Request, delivered_ns: int, take: Callable[[Event], None]) -> None:
         if request.request_id in self._samples:
@@ -113,7 +110,11 @@ class Client:
         if isinstance(wait, Reach) and wait.sample is sample and num_output >= wait.tokens:
             self._wake(run, [sample], now_ns)
 
-    def _end_sample(self, request: Request, now_ns: int, _event: Event | None = None) -> None:
+    def _learn_of_end(self, request: Request, now_ns: int, _event: Event) -> None:
+        self._end_sample(request, now_ns, at_once=self._timeline.is_quiet_until(now_ns))
+
+    def _end_sample(self, request: Request, now_ns: int, *, at_once: bool = False) -> None:
+        """The client learns at `now_ns` that a request has ended; `at_once`: nothing else can happen by then."""
         known = self._samples.pop(request.request_id, None)
         if known is None:
             return  # given up: the result crossed the cancel
@@ -125,7 +126,7 @@ class Client:
             if run.missing == 0:
                 run.straggler = sample
                 run.critical_tokens += request.num_output_tokens
-                self._wake(run, self._done_of(run), now_ns)
+                self._wake(run, self._done_of(run), now_ns, at_once=at_once)
         elif run.waits_for is not None:
             wait = run.waits_for
             if isinstance(wait, Reach) and wait.sample is sample:
@@ -137,8 +138,13 @@ class Client:
 
     # ---- driving a strategy ----
 
-    def _wake(self, run: QueryRun, result: list[Sample], time_ns: int) -> None:
+    def _wake(self, run: QueryRun, result: list[Sample], time_ns: int, *, at_once: bool = False) -> None:
+        """Let a strategy go on at `time_ns`; `at_once`: nothing else can happen by then."""
         run.waits_for, run.waited = None, frozenset()
+        if at_once:
+            self._timeline.advance(time_ns)
+            self._resume(run, result, self._turnaround_ns)
+            return
         key = run.query.query_id
         self._timeline.at(time_ns, REACTION, key, partial(self._resume, run, result, self._turnaround_ns))
 

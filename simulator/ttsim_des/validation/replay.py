@@ -45,7 +45,7 @@ class _Replay:
         submit = self.replica.submit
         self.timeline.at(arrival_ns, Phase.ARRIVAL, index, lambda _: submit(request, outcome))
 
-    def on_finish(self, request: Request, delivered_ns: int) -> None:
+    def on_finish(self, request: Request, delivered_ns: int, *, is_alone: bool) -> None:
         for child in self.children[self.names[request.request_id]]:
             self.send(self.requests[child.name].request_id, child, delivered_ns)
 
