@@ -55,7 +55,8 @@ def check(world, *, model=None):
     counts = dict(truth.counts)
     for stepping in ("step", "leap"):
         try:
-            simulated = product.simulated(world, stepping, model)
+            with product.counting(counts if stepping == "leap" else {}):
+                simulated = product.simulated(world, stepping, model)
             found[stepping] = product.facts(simulated.tables)
         except Exception as error:
             return Verdict(

@@ -202,6 +202,32 @@ def _one_seat_more(original):
     return schedule_waiting
 
 
+def _inputs_come_late(_original):
+    """What happens at the very instant is overlooked."""
+    return lambda self, time_ns: not self._queue or self._queue[0][0] >= time_ns
+
+
+def _one_token_more_alike(original):
+    return lambda self, request, twin, num_hits, plan, budget: original(self, request, twin, num_hits, plan, budget + 1)
+
+
+def _alike_without_a_reserve(original):
+    """A sample like the one before is admitted although that leaves a block too few."""
+
+    def admit(self, *arguments):
+        self.kv.num_free_blocks += 1
+        try:
+            return original(self, *arguments)
+        finally:
+            self.kv.num_free_blocks -= 1
+
+    return admit
+
+
+def _every_result_is_alone(original):
+    return lambda self, request, delivered_ns, *, is_alone: original(self, request, delivered_ns, is_alone=True)
+
+
 def _no_lookahead(original):
     """Blocks for a step's tokens only, not for what is drafted behind them."""
 
@@ -267,6 +293,10 @@ CODE_FAULTS = {
     "rejected drafts stay computed": ("engine.core:EngineCore._verify", _drafts_are_not_rolled_back),
     "drafts whatever the batch": ("engine.speculation:SpeculationConfig.num_drafts_after", _drafts_as_the_batch_was),
     "longest context of one that left": ("engine.growth_batch:GrowthBatch._longest_from", _longest_is_kept),
+    "inputs at the instant of a leap's end overlooked": ("timeline:Timeline.is_quiet_until", _inputs_come_late),
+    "a token beyond the budget, alike": ("engine.scheduler:Scheduler._admit_twin", _one_token_more_alike),
+    "no reserve for samples alike": ("engine.scheduler:Scheduler._admit_twin", _alike_without_a_reserve),
+    "each of several results is alone": ("simulation.client:Client.on_finish", _every_result_is_alone),
     "a token beyond the budget": ("engine.scheduler:Scheduler.schedule_waiting", _one_seat_more),
 }
 

@@ -27,7 +27,7 @@ STREAM_SHARE = 1.25
 MAX_PIECES = 1 << 15
 
 _SHIFTS = tuple(min(max(bits - 3, 6), 11) for bits in range(64))
-_FAR_SHIFTS = tuple(min(max(bits - 2, 6), 12) for bits in range(64))
+_FAR_SHIFTS = tuple(min(max(bits - 3, 6), 12) for bits in range(64))
 """Binary logarithms of a cell's widths, of means and of distances, by the bit length of where it is."""
 
 
@@ -56,9 +56,9 @@ class UnequalContexts:
     """The term in whole nanoseconds: a function of sequences, whole mean context, and its distance to the longest.
 
     While a batch decodes, its mean and its longest context grow together, so the distance stays. In each cell the term
-    runs straight between its corners. Cells are 64 tokens wide; from 512 tokens of mean on an eighth to a quarter of
-    where they begin (at most 2048), from 256 tokens of distance on a quarter to a half (at most 4096). A piece is a
-    pure function of its cell, so old ones can be dropped.
+    runs straight between its corners. Cells are 64 tokens wide, from 512 tokens on an eighth to a quarter of where
+    they begin, at most 2048 (means) and 4096 (distances). A piece is a pure function of its cell, so old ones can be
+    dropped.
     """
 
     def __init__(self, rate: StreamRate, kv_heads: int, kv_bytes_per_token: float, ns_per_layer_us: float) -> None:
