@@ -26,9 +26,9 @@ STREAM_SHARE = 1.25
 """A block alone reads this many times its SM's share of the bandwidth: 1.18 to 1.33 in the fits of docs/latency.md."""
 MAX_PIECES = 1 << 15
 
-_SHIFTS = tuple(min(max(bits - 3, 6), 11) for bits in range(64))
-_FAR_SHIFTS = tuple(min(max(bits - 3, 6), 12) for bits in range(64))
-"""Binary logarithms of a cell's widths, of means and of distances, by the bit length of where it is."""
+_MEAN_SHIFTS = tuple(min(max(bits - 3, 5), 11) for bits in range(64))
+_DISTANCE_SHIFTS = tuple(min(max(bits - 3, 6), 11) for bits in range(64))
+"""Binary logarithms of a cell's widths by the bit length of where it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ class UnequalContexts:
     """The term in whole nanoseconds: a function of sequences, whole mean context, and its distance to the longest.
 
     While a batch decodes, its mean and its longest context grow together, so the distance stays. In each cell the term
-    runs straight between its corners. Cells are 64 tokens wide, from 512 tokens on an eighth to a quarter of where
-    they begin, at most 2048 (means) and 4096 (distances). A piece is a pure function of its cell, so old ones can be
-    dropped.
+    runs straight between its corners. Cells are an eighth to a quarter as wide as where they begin, at
+    least 32 (means) or 64 tokens (distances) and at most 2048. A piece is a pure function of its cell, so old ones can
+    be dropped.
     """
 
     def __init__(self, rate: StreamRate, kv_heads: int, kv_bytes_per_token: float, ns_per_layer_us: float) -> None:
@@ -77,7 +77,7 @@ class UnequalContexts:
 
         For a batch of `seqs` whose equal contexts take `curve` microseconds a layer; the distance stays.
         """
-        shift, far_shift = _SHIFTS[mean.bit_length()], _FAR_SHIFTS[distance.bit_length()]
+        shift, far_shift = _MEAN_SHIFTS[mean.bit_length()], _DISTANCE_SHIFTS[distance.bit_length()]
         key = (seqs, mean >> shift << shift, distance >> far_shift << far_shift)
         start, end, near, width, extra_ns, per_distance_ns, slope_ns, gain_ns = self._pieces.get(key) or self._add(
             key, curve, 1 << shift, 1 << far_shift
