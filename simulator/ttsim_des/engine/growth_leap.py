@@ -93,12 +93,6 @@ class GrowthLeap:
         """End the leap after its first `pops` pops."""
         self.pops = pops
 
-    def last_look_ns(self) -> int:
-        """When the engine looks at its inputs for the last time before the last pop; -1 when there is one pop only."""
-        if self.pops < 2:
-            return -1
-        return self.pop_ns(self.pops - 2) + (self.update_ns if self.pops > 2 else self.first_update_ns)
-
     def first_pop_seeing(self, time_ns: int) -> int:
         """The first pop after which the engine's look at its inputs is not before `time_ns`; else the last."""
         if self.pops == 1 or self.first_pop_ns + self.first_update_ns >= time_ns:

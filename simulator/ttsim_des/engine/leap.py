@@ -52,18 +52,6 @@ class Leap:
         self.first_update_ns, self.update_ns = first_update_ns, update_ns
         self.cut_ns = -1
         """When an input last made the leap end early."""
-        steps, first_ns, increment_ns, in_domain = run
-        if is_async and steps == pops:
-            last = steps - 1
-            last_ns = first_ns + last * increment_ns
-            shortest_ns = first_ns if increment_ns >= 0 else last_ns
-            if shortest_ns >= host_ns + update_ns and shortest_ns >= host_ns + first_update_ns:
-                # Most leaps: one line, and the device sets the pace.
-                self.lines = [(start_ns, steps, first_ns, increment_ns, first_ns, increment_ns, in_domain)]
-                self.first_pop_ns, self.first_duration_ns = start_ns, first_ns
-                start_ns += last * first_ns + increment_ns * (last * (last - 1) // 2)
-                self.last_pop_ns, self.last_end_ns = start_ns, start_ns + last_ns
-                return
         runs = decode_runs(model, shape, pops, run)
         if is_async:
             self.lines = async_lines(runs, start_ns, host_ns + first_update_ns, host_ns + update_ns)
@@ -102,12 +90,6 @@ class Leap:
             left -= line[1]
         self._close()
 
-    def last_look_ns(self) -> int:
-        """When the engine looks at its inputs for the last time before the last pop; -1 when there is one pop only."""
-        if self.pops < 2:
-            return -1
-        return self.pop_ns(self.pops - 2) + (self.update_ns if self.pops > 2 else self.first_update_ns)
-
     def first_pop_seeing(self, time_ns: int) -> int:
         """The first pop after which the engine's look at its inputs is not before `time_ns`; else the last."""
         if self.pops == 1 or self.first_pop_ns + self.first_update_ns >= time_ns:
@@ -142,6 +124,11 @@ class Leap:
                 gap_rows += pack_gap(delivered_ns, count, gap_ns, growth_ns, seqs, 0)
                 left -= count
             skip = 0
+
+
+def shortest_ns(first_ns: int, steps: int, increment_ns: int) -> int:
+    """The shortest of so many steps, of which each takes `increment_ns` more than the one before."""
+    return first_ns if increment_ns >= 0 else first_ns + (steps - 1) * increment_ns
 
 
 def _passed(periods: int, period_ns: int, growth_ns: int) -> int:
@@ -198,9 +185,8 @@ def async_lines(runs: list[Run], start_ns: int, first_host_ns: int, host_ns: int
     """
     lines: list[Line] = []
     for steps, first_ns, increment_ns, in_domain in runs:
-        last_ns = first_ns + (steps - 1) * increment_ns
         floor_ns = host_ns if lines or first_host_ns < host_ns else first_host_ns
-        if first_ns >= floor_ns and last_ns >= floor_ns:
+        if shortest_ns(first_ns, steps, increment_ns) >= floor_ns:
             lines.append((start_ns, steps, first_ns, increment_ns, first_ns, increment_ns, in_domain))
             start_ns += steps * first_ns + increment_ns * (steps * (steps - 1) // 2)
             continue

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from ttsim_des.engine.config import EngineConfig
 from ttsim_des.engine.core import Delivery, EngineCore
 from ttsim_des.engine.growth_leap import GrowthLeap
-from ttsim_des.engine.leap import Leap
+from ttsim_des.engine.leap import Leap, shortest_ns
 from ttsim_des.engine.request import ELSEWHERE, PREFILLING, RUNNING, WAITING, Outcome, Request
 from ttsim_des.engine.scheduler import Plan
 from ttsim_des.errors import NotValidError
@@ -258,20 +258,18 @@ class Replica:
         is ready again; -1, with nothing done, where this is not such a leap.
         """
         pops, first_ns, increment_ns, in_domain = run
-        last = pops - 1
-        last_ns = first_ns + last * increment_ns
-        shortest_ns = first_ns if increment_ns >= 0 else last_ns
-        if shortest_ns < host_ns + (update_ns if update_ns > first_update_ns else first_update_ns):
+        if shortest_ns(first_ns, pops, increment_ns) < host_ns + max(first_update_ns, update_ns):
             return -1
+        last = pops - 1
         last_pop_ns = start_ns + last * first_ns + increment_ns * (last * (last - 1) // 2)
-        if self._inbox or not self._timeline.is_quiet_until(last_pop_ns):
+        if not self._timeline.is_quiet_until(last_pop_ns):
             return -1
         described = self._described(seqs, 0, 0, 0, _DECODES)
         line = (start_ns, pops, first_ns, increment_ns, first_ns, increment_ns, *described, in_domain)
         self._step_rows += pack_step(*line)
         delivery = self.core.finish_leap(pops, start_ns, last_pop_ns)
         self._gap_rows += pack_gap(start_ns + first_ns, last, first_ns, increment_ns, seqs, 0)
-        self._device_free_ns = self._ends_ns[0] = last_pop_ns + last_ns
+        self._device_free_ns = self._ends_ns[0] = last_pop_ns + first_ns + last * increment_ns
         return self._hand_out(delivery, last_pop_ns, seqs)
 
     def _leap_drafting(
@@ -364,7 +362,7 @@ class Replica:
 
     def _await_leap(self, leap: Leap | GrowthLeap) -> None:
         phase = STEP_END
-        if not self._schedule_step_ns and leap.last_pop_ns == leap.last_look_ns():
+        if not self._schedule_step_ns and leap.last_pop_ns == _last_look_ns(leap):
             # A host that needs no time to schedule but sets the pace pops a step as soon as it has launched the next:
             # then the schedule at this instant, and the inputs that it sees, come first.
             phase = SCHEDULE
@@ -413,3 +411,10 @@ class Replica:
 
 _DECODES = Plan()
 """The plan of a step in which nobody does anything but decode."""
+
+
+def _last_look_ns(leap: Leap | GrowthLeap) -> int:
+    """When the engine looks at its inputs for the last time before the last pop; -1 when there is one pop only."""
+    if leap.pops < 2:
+        return -1
+    return leap.pop_ns(leap.pops - 2) + (leap.update_ns if leap.pops > 2 else leap.first_update_ns)
