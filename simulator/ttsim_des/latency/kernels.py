@@ -126,10 +126,7 @@ class KernelStepModel:
         """The longest linear run of decode steps; see `StepModel.decode_run`."""
         seqs, ctx_sum, ctx_max, _, _, _, _ = shape
         row = self._rows.get(seqs) or self._row(seqs)
-        steps, first_ns, slope_ns = row.line(ctx_sum, max_steps)
-        in_domain = ctx_sum <= row.max_ctx_sum
-        if in_domain and ctx_sum + seqs * (steps - 1) > row.max_ctx_sum:
-            steps = (row.max_ctx_sum - ctx_sum) // seqs + 1
+        steps, first_ns, slope_ns, in_domain = row.line(ctx_sum, max_steps)
         if seqs >= self._unequal_from:
             mean = ctx_sum // seqs
             distance = ctx_max - mean

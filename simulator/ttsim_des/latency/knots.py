@@ -28,7 +28,7 @@ class KnotRow:
     next exactly, so no error accumulates.
     """
 
-    __slots__ = ("_arrays", "_bases", "_pieces", "_seqs", "_slopes", "_starts", "max_ctx_sum")
+    __slots__ = ("_arrays", "_bases", "_from", "_pieces", "_seqs", "_slopes", "_starts", "max_ctx_sum")
 
     def __init__(
         self, seqs: int, fixed_ns: int, curve: Curve, ns_per_unit: float, max_context: int, max_ctx_sum: int
@@ -47,12 +47,24 @@ class KnotRow:
         values = [fixed_ns + round(ns_per_unit * curve.at(c)) for c in contexts]
         for index in range(len(contexts) - 1):
             self._add_interval(contexts[index], contexts[index + 1], values[index], values[index + 1])
-        ends = [*self._starts[1:], _NEVER]
-        self._pieces = list(zip(self._starts, self._bases, self._slopes, ends, strict=True))
+        self._set_pieces()
+
+    def _set_pieces(self) -> None:
+        """Starts, bases and slopes side by side, with ends; the piece in which the domain ends is two."""
+        limit, starts = self.max_ctx_sum + 1, self._starts
+        lines = zip(starts, self._bases, self._slopes, [*starts[1:], _NEVER], strict=True)
+        self._pieces = [(start, base_ns, slope_ns, end, end <= limit) for start, base_ns, slope_ns, end in lines]
+        self._from = starts.copy()
+        """From which sum of contexts on each of them holds."""
+        last = bisect_right(starts, limit) - 1
+        start, base_ns, slope_ns, _, _ = self._pieces[last]
+        if start < limit:
+            self._pieces.insert(last, (start, base_ns, slope_ns, limit, True))
+            self._from.insert(last + 1, limit)
 
     def step_ns(self, ctx_sum: int) -> int:
         """Nanoseconds of a step whose contexts add up to `ctx_sum`."""
-        start, base_ns, slope_ns, _ = self._pieces[bisect_right(self._starts, ctx_sum) - 1]
+        start, base_ns, slope_ns, _, _ = self._pieces[bisect_right(self._from, ctx_sum) - 1]
         return base_ns + slope_ns * (ctx_sum - start) // self._seqs
 
     def steps_ns(self, ctx_sums: NDArray[np.int64], low: int, high: int, more_ns: int) -> NDArray[np.int64]:
@@ -73,13 +85,15 @@ class KnotRow:
         times_ns += more_ns
         return times_ns
 
-    def line(self, ctx_sum: int, max_steps: int) -> tuple[int, int, int]:
-        """Steps until the next knot (at most `max_steps`), nanoseconds of the first, their growth from step to step."""
-        start, base_ns, slope_ns, end = self._pieces[bisect_right(self._starts, ctx_sum) - 1]
+    def line(self, ctx_sum: int, max_steps: int) -> tuple[int, int, int, bool]:
+        """Steps until the next knot or the edge of the domain (at most `max_steps`), nanoseconds of the first, their
+        growth from step to step, and whether they are in the domain.
+        """
+        start, base_ns, slope_ns, end, in_domain = self._pieces[bisect_right(self._from, ctx_sum) - 1]
         seqs = self._seqs
         steps = -((ctx_sum - end) // seqs)
         first_ns = base_ns + slope_ns * (ctx_sum - start) // seqs
-        return steps if steps < max_steps else max_steps, first_ns, slope_ns
+        return steps if steps < max_steps else max_steps, first_ns, slope_ns, in_domain
 
     def _add_interval(self, start: int, end: int, start_ns: int, end_ns: int) -> None:
         """Pieces between two knots of the float row, narrow enough for whole-number slopes."""

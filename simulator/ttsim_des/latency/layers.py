@@ -120,10 +120,7 @@ class LayerStepModel:
         """The longest linear run of decode steps; see `StepModel.decode_run`."""
         seqs, ctx_sum, ctx_max, _, _, _, _ = shape
         row = self._rows.get(seqs) or self._row(seqs)
-        steps, first_ns, slope_ns = row.line(ctx_sum, max_steps)
-        in_domain = ctx_sum <= row.max_ctx_sum
-        if in_domain and ctx_sum + seqs * (steps - 1) > row.max_ctx_sum:
-            steps = (row.max_ctx_sum - ctx_sum) // seqs + 1
+        steps, first_ns, slope_ns, in_domain = row.line(ctx_sum, max_steps)
         extra_ns, more_ns, holds = self._unequal_line(seqs, ctx_sum, ctx_max)
         return Run(min(steps, holds) if holds else steps, first_ns + extra_ns, slope_ns + more_ns, in_domain)
 
