@@ -27,9 +27,10 @@ except ImportError:
     raise SystemExit("error: tools/record_server.py needs httpx: pip install 'ttsim-des[record]'") from None
 
 from recorder.client import Endpoint, Sample, drive
+from recorder.command import add_load_options, make_parser, run
 from recorder.load import read_load
 from recorder.native import write_native
-from ttsim_des.errors import EXIT_INTERRUPTED, EXIT_NOT_VALID, InputError, bad_input
+from ttsim_des.errors import EXIT_NOT_VALID, bad_input
 from ttsim_des.recordings.native import read_native
 
 LATE_S = 0.01
@@ -38,9 +39,7 @@ LATE_S = 0.01
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Record; exit code 2 for bad input, 4 when no request was served."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("url", help="of the server, such as http://127.0.0.1:8000")
     parser.add_argument("load", type=Path, help="CSV: arrival_s, prompt_tokens, output_tokens and more")
     parser.add_argument("--out", type=Path, required=True, help="the recording's directory; must not exist")
@@ -53,20 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kv-dtype", default="bf16")
     parser.add_argument("--served-model", help="the server's name of the model; the first that it lists")
     parser.add_argument("--vocabulary", type=int, default=1000, help="prompt tokens are drawn below this id")
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts' tokens")
-    parser.add_argument("--limit", type=int, help="send only so many queries")
-    parser.add_argument("--speed", type=float, default=1.0, help="divide the times between arrivals")
+    add_load_options(parser)
     parser.add_argument("--timeout-s", type=float, default=600.0, help="without a byte from the server")
     parser.add_argument("--note", default="")
     arguments = parser.parse_args(argv)
-    try:
-        return record(arguments)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    return run(record, arguments)
 
 
 def record(arguments: argparse.Namespace) -> int:
@@ -74,8 +64,6 @@ def record(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     if out.exists():
         raise bad_input(f"{out} exists already", key="--out", expected="a new directory's name")
-    if not 0 < arguments.speed < float("inf"):
-        raise bad_input(f"--speed {arguments.speed}", key="--speed", expected="a number above 0")
     queries = read_load(arguments.load, arguments.limit, arguments.speed)
     url = arguments.url.rstrip("/").removesuffix("/v1")
     model = arguments.served_model or _first_model(url)

@@ -29,9 +29,10 @@ from typing import Any
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # Before vllm is imported: the hooks must see the engine core.
 
+from recorder.command import add_load_options, make_parser, run
 from recorder.load import Query, read_load, token_ids
 from recorder.watch import CpuClock, Log, StepWatch, WallClock, Watched
-from ttsim_des.errors import EXIT_INTERRUPTED, InputError, bad_input
+from ttsim_des.errors import bad_input
 
 SWEEP_BATCHES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 SWEEP_STEPS = 12
@@ -66,9 +67,7 @@ TINY = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Record; exit code 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("load", type=Path, nargs="?", help="CSV: arrival_s, prompt_tokens, output_tokens and more")
     parser.add_argument("--out", type=Path, help="the recording's directory; must not exist")
     parser.add_argument("--sweep", type=Path, metavar="DIR", help="record batches over a grid into this directory")
@@ -76,18 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine-args", default="{}", metavar="JSON", help="vLLM's EngineArgs")
     parser.add_argument("--tiny", action="store_true", help="a small model with random weights instead of `model`")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--limit", type=int, help="send only so many queries")
-    parser.add_argument("--speed", type=float, default=1.0, help="divide the times between arrivals")
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts' tokens")
+    add_load_options(parser)
     arguments = parser.parse_args(argv)
-    try:
-        return record(arguments)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    return run(record, arguments)
 
 
 def record(arguments: argparse.Namespace) -> int:

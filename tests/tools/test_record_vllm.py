@@ -149,6 +149,7 @@ def test_a_sweep_covers_the_grid_within_the_cache(monkeypatch: pytest.MonkeyPatc
         ([], "give a load and --out"),
         (["load.csv", "--out", "x", "--sweep", "y"], "would delay it"),
         (["none.csv", "--out", "x"], "cannot be read"),
+        (["load.csv", "--out", "x", "--speed", "0"], "above 0"),
         (["--sweep", "x", "--engine-args", "{"], "--engine-args"),
         (["--sweep", ".", "--clock", "cpu"], "exists already"),
     ],

@@ -35,6 +35,8 @@ class Query:
 
 def read_load(path: Path, limit: int | None = None, speed: float = 1.0) -> list[Query]:
     """The queries of a CSV file by arrival, at most `limit`; `speed` divides the gaps. InputError with the line."""
+    if not 0 < speed < float("inf"):
+        raise bad_input(f"--speed {speed}", key="--speed", expected="a number above 0")
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream)
