@@ -191,12 +191,38 @@ def _derived_blocks(folder: Path, meta: _Meta, deployed: Deployed | None) -> tup
 
 def _requests(path: Path) -> tuple[float, list[RecordedRequest], dict[str, str]]:
     """The first arrival, all requests with tokens from it on, by arrival, and what became of the others."""
-    rows: list[_Request] = []
-    left_out, cut = Counter[str](), 0
+    rows, left_out = _served(path)
+    if not rows:
+        raise bad_input("there is no request", where=str(path))
+    names = {row.id for row in rows}
+    if len(names) < len(rows):
+        raise bad_input("two requests have the same id", where=str(path))
+    for row in rows:
+        if row.parent is not None and row.parent not in names:
+            raise bad_input(
+                f"request {row.id} has an unknown parent {row.parent!r}",
+                where=str(path),
+                nearest=nearest_name(row.parent, names),
+            )
+    zero_s = min(row.arrival_s for row in rows)
+    by_arrival = sorted(rows, key=lambda row: (row.arrival_s, row.id))
+    requests = [_recorded(row, index, zero_s) for index, row in enumerate(by_arrival)]
+    incomplete = {}
+    if left_out:
+        incomplete["left out"] = ", ".join(f"{number} {status}" for status, number in left_out.items())
+    if cut := sum(row.status == "cancelled" for row in rows):
+        incomplete["cancelled"] = f"{cut} requests replayed as ending by themselves after the tokens that they had"
+    return zero_s, requests, incomplete
+
+
+def _served(path: Path) -> tuple[list[_Request], Counter[str]]:
+    """The requests that have tokens, in order of their lines, and how many others there are of each status."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise bad_input(f"this file of the recording cannot be read: {error}", where=str(path)) from None
+    rows: list[_Request] = []
+    left_out = Counter[str]()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -208,67 +234,54 @@ def _requests(path: Path) -> tuple[float, list[RecordedRequest], dict[str, str]]
         if row.status != "finished" and (row.status == "failed" or not row.output_tokens):
             left_out[row.status] += 1
             continue
-        cut += row.status == "cancelled"
-        if row.first_token_s is None or row.finish_s is None or not row.output_tokens:
-            raise bad_input(
-                "a request that was served needs first_token_s, finish_s and output_tokens",
-                where=where,
-                expected='or "status": "failed"',
-            )
-        if not row.arrival_s <= row.first_token_s <= row.finish_s:
-            raise bad_input("times run backwards", where=where, expected="arrival_s <= first_token_s <= finish_s")
-        if row.token_times_s and len(row.token_times_s) != row.output_tokens:
-            raise bad_input(
-                f"{len(row.token_times_s)} token_times_s of {row.output_tokens} output tokens",
-                where=where,
-                expected="one for each, or none",
-            )
-        if row.prompt and row.prompt[-1][1] != row.prompt_tokens:
-            raise bad_input(
-                f"prompt ends at {row.prompt[-1][1]}, prompt_tokens = {row.prompt_tokens}",
-                where=where,
-                expected="the last end to be prompt_tokens",
-            )
+        _check_served(row, where)
         rows.append(row)
-    if not rows:
-        raise bad_input("there is no request", where=str(path))
-    names = {row.id for row in rows}
-    if len(names) < len(rows):
-        raise bad_input("two requests have the same id", where=str(path))
-    zero_s = min(row.arrival_s for row in rows)
-    requests = []
-    for index, row in enumerate(sorted(rows, key=lambda row: (row.arrival_s, row.id))):
-        if row.parent is not None and row.parent not in names:
-            raise bad_input(
-                f"request {row.id} has an unknown parent {row.parent!r}",
-                where=str(path),
-                nearest=nearest_name(row.parent, names),
-            )
-        prompt: tuple[PromptSegment, ...] = row.prompt or ((OWN_PROMPTS + index, row.prompt_tokens),)
-        requests.append(
-            RecordedRequest(
-                name=row.id,
-                group=row.query or row.id,
-                arrival_s=row.arrival_s - zero_s,
-                first_token_s=(row.first_token_s or 0.0) - zero_s,
-                finish_s=(row.finish_s or 0.0) - zero_s,
-                prompt_tokens=row.prompt_tokens,
-                output_tokens=row.output_tokens,
-                prompt=prompt,
-                token_times_s=tuple(time_s - zero_s for time_s in row.token_times_s),
-                preemptions=row.preemptions,
-                cached_tokens=row.cached_tokens,
-                priority=row.priority,
-                engine_id=row.id,
-                parent=row.parent,
-            )
+    return rows, left_out
+
+
+def _check_served(row: _Request, where: str) -> None:
+    """InputError where the fields of a request that was served contradict each other."""
+    if row.first_token_s is None or row.finish_s is None or not row.output_tokens:
+        raise bad_input(
+            "a request that was served needs first_token_s, finish_s and output_tokens",
+            where=where,
+            expected='or "status": "failed"',
         )
-    incomplete = {}
-    if left_out:
-        incomplete["left out"] = ", ".join(f"{number} {status}" for status, number in left_out.items())
-    if cut:
-        incomplete["cancelled"] = f"{cut} requests replayed as ending by themselves after the tokens that they had"
-    return zero_s, requests, incomplete
+    if not row.arrival_s <= row.first_token_s <= row.finish_s:
+        raise bad_input("times run backwards", where=where, expected="arrival_s <= first_token_s <= finish_s")
+    if row.token_times_s and len(row.token_times_s) != row.output_tokens:
+        raise bad_input(
+            f"{len(row.token_times_s)} token_times_s of {row.output_tokens} output tokens",
+            where=where,
+            expected="one for each, or none",
+        )
+    if row.prompt and row.prompt[-1][1] != row.prompt_tokens:
+        raise bad_input(
+            f"prompt ends at {row.prompt[-1][1]}, prompt_tokens = {row.prompt_tokens}",
+            where=where,
+            expected="the last end to be prompt_tokens",
+        )
+
+
+def _recorded(row: _Request, index: int, zero_s: float) -> RecordedRequest:
+    """A served request, `index` by arrival, with times from `zero_s` on."""
+    prompt: tuple[PromptSegment, ...] = row.prompt or ((OWN_PROMPTS + index, row.prompt_tokens),)
+    return RecordedRequest(
+        name=row.id,
+        group=row.query or row.id,
+        arrival_s=row.arrival_s - zero_s,
+        first_token_s=(row.first_token_s or 0.0) - zero_s,
+        finish_s=(row.finish_s or 0.0) - zero_s,
+        prompt_tokens=row.prompt_tokens,
+        output_tokens=row.output_tokens,
+        prompt=prompt,
+        token_times_s=tuple(time_s - zero_s for time_s in row.token_times_s),
+        preemptions=row.preemptions,
+        cached_tokens=row.cached_tokens,
+        priority=row.priority,
+        engine_id=row.id,
+        parent=row.parent,
+    )
 
 
 def _steps(path: Path, zero_s: float) -> list[RecordedStep]:
