@@ -12,11 +12,11 @@ meaningful; rejection samplers consume a number of draws that nobody knows in ad
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.random import Philox
+from numpy.typing import NDArray
 
 _WORDS_PER_BLOCK = 4
 """Philox4x64 turns one counter value into four 64-bit words."""
@@ -43,13 +43,11 @@ class Streams:
         is finite. `width` is part of the stream's identity: the same name with another width is another stream.
         Costs 4 ns per number (rounded up to 4 per entity) and 5 us per call.
         """
-        import numpy as np
-
         blocks = -(-width // _WORDS_PER_BLOCK)
         padded = blocks * _WORDS_PER_BLOCK
         counter = first_entity * blocks
         if counter >> 64:
-            generator = np.random.Philox(key=self._key(stream, width), counter=counter)
+            generator = Philox(key=self._key(stream, width), counter=counter)
         else:
             generator = self._generator(stream, width, counter)
         words = generator.random_raw(count * padded)
@@ -65,23 +63,19 @@ class Streams:
 
         For coins, of which many are thrown: half the price of `uniforms`, from a stream of its own.
         """
-        import numpy as np
-
         blocks = width // (2 * _WORDS_PER_BLOCK)
         generator = self._generator(f"{stream}/bits32", width, first_entity * blocks)
         words: NDArray[np.uint64] = generator.random_raw(count * blocks * _WORDS_PER_BLOCK)
         return words.view(np.uint32)
 
-    def _generator(self, stream: str, width: int, counter: int) -> np.random.Philox:
+    def _generator(self, stream: str, width: int, counter: int) -> Philox:
         """The stream's generator, set to a counter below 2**64: half the price of a new one.
 
         numpy counts up before it generates; which counter values are used does not matter, as long as they are fixed.
         """
-        import numpy as np
-
         known = self._generators.get((stream, width))
         if known is None:
-            generator = np.random.Philox(key=self._key(stream, width))
+            generator = Philox(key=self._key(stream, width))
             known = self._generators[(stream, width)] = (generator, generator.state)
         generator, state = known
         state["state"]["counter"][0] = counter  # the other words of it stay 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ttsim_des import rng
 from ttsim_des.rng import Streams
 
 
@@ -59,7 +60,7 @@ def test_strictly_inside_the_unit_interval(monkeypatch):
         def random_raw(self, count: int) -> np.ndarray:
             return np.array([0, 2**64 - 1] * (count // 2), dtype=np.uint64)
 
-    monkeypatch.setattr(np.random, "Philox", Extreme)
+    monkeypatch.setattr(rng, "Philox", Extreme)
     numbers = Streams(0).uniforms("a", 0, 1, 4)
     assert numbers.min() == 2.0**-53
     assert numbers.max() == 1 - 2.0**-53

@@ -247,8 +247,14 @@ class KVCacheManager:
     def _evict(self, count: int) -> None:
         """Take `count` blocks from the extents at the queue's head."""
         assert self.num_free_blocks >= 0, "more blocks taken than are free"
-        extent, extents, named = self._queue.after, self._extents, 0
+        extent = self._queue.after
         size = extent.high - extent.low
+        if count < size:  # as most: its top goes, and it stays where it is
+            extent.high -= count
+            if extent.owner is not None:
+                self.num_cached_free_blocks -= count
+            return
+        extents, named = self._extents, 0
         while size <= count:
             owner, after = extent.owner, extent.after
             extent.high = extent.low

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,10 +27,14 @@ def digest(path: Path) -> str:
 
 
 def _version(package: str) -> str:
+    """The installed version. `importlib.metadata.version` would parse the whole README behind that line, every time."""
     try:
-        return version(package)
+        installed = distribution(package)
     except PackageNotFoundError:
         return "unknown"
+    lines = (installed.read_text("METADATA") or "").splitlines()
+    found = next((line for line in lines if line.startswith("Version: ")), None)
+    return installed.version if found is None else found.removeprefix("Version: ")
 
 
 def make_manifest(
