@@ -15,7 +15,7 @@ from ttsim_des.capacity.grid import points_and_grid, points_of
 from ttsim_des.capacity.plan import Choice, choose, surveyed
 from ttsim_des.capacity.question import Question
 from ttsim_des.capacity.slo import parse_slos
-from ttsim_des.report.figures import save, set_up
+from ttsim_des.report.figures import log_scale, save, set_up
 from ttsim_des.report.plan_view import kind_of
 
 SCENARIO = "plan-math500"
@@ -98,7 +98,7 @@ def _figure(cheapest: Sequence[tuple[str, str, Candidate | None]], points: Seque
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5.5), layout="constrained")
-    for model in dict.fromkeys(model for model, _, _ in cheapest):
+    for model in dict.fromkeys(model for model, _, one in cheapest if one is not None):
         own = [(samples, one) for name, samples, one in cheapest if name == model and one is not None]
         costs = [1000 * (one.value(USD) or 0.0) for _, one in own]
         shares = [100 * (one.value(ACCURACY) or 0.0) for _, one in own]
@@ -106,7 +106,8 @@ def _figure(cheapest: Sequence[tuple[str, str, Candidate | None]], points: Seque
         for (samples, _), x, y in zip(own, costs, shares, strict=True):
             left.annotate(f"N={samples}", (x, y), xytext=(5, -10), textcoords="offset points", size=8)
     left.axhline(90, color="0.5", linestyle="--", linewidth=1)
-    left.set(xscale="log", xlabel="USD for 1,000 questions, the cheapest with p95 < 60 s", ylabel="answers right, %")
+    left.set(xlabel="USD for 1,000 questions, the cheapest with p95 < 60 s", ylabel="answers right, %")
+    log_scale(left)
     left.legend()
     for gpu in dict.fromkeys(_cluster(point.variant)[0] for point in points):
         own_points = [
@@ -121,7 +122,8 @@ def _figure(cheapest: Sequence[tuple[str, str, Candidate | None]], points: Seque
     front_points = sorted((point.query_usd or 0.0, point.latency_p95_s or 0.0) for point in points if point.on_front)
     right.plot([1000 * x for x, _ in front_points], [y for _, y in front_points], color="0.5", drawstyle="steps-post")
     right.axhline(60, color="0.5", linestyle="--", linewidth=1)
-    right.set(xscale="log", yscale="log", xlabel="USD for 1,000 questions", ylabel="query latency, p95, s")
+    right.set(xlabel="USD for 1,000 questions", ylabel="query latency, p95, s")
+    log_scale(right, y=True)
     right.set_title("the chosen model and N")
     right.legend()
     return figure

@@ -20,7 +20,7 @@ from typing import Any
 from plan_study import plan_math500
 from speculation_study import speculation
 from ttsim_des import load, run
-from ttsim_des.report.figures import save, set_up
+from ttsim_des.report.figures import log_scale, save, set_up
 
 DOCS = Path(__file__).parents[1] / "docs" / "studies"
 Tables = dict[str, str]
@@ -267,8 +267,10 @@ def _frontier_figure(found: Sequence[dict[str, Any]]) -> Any:
         right = [100 * each["accuracy"]["share"] for each in mine]
         panels[0].plot([each["query"]["latency_s"]["mean"] for each in mine], right, "o-", label=size)
         panels[1].plot([each["query"]["output_tokens"]["mean"] for each in mine], right, "o-", label=size)
-    panels[0].set(xlabel="latency, mean, seconds", ylabel="answers right, %", xscale="log")
-    panels[1].set(xlabel="output tokens, mean", xscale="log")
+    panels[0].set(xlabel="latency, mean, seconds", ylabel="answers right, %")
+    panels[1].set(xlabel="output tokens, mean")
+    for panel in panels:
+        log_scale(panel)
     panels[1].legend()
     return figure
 
@@ -358,7 +360,8 @@ def _policy_figure(found: Sequence[dict[str, Any]]) -> Any:
                 panel.annotate(
                     name, (p99_s, 100 * each["accuracy"]["share"]), xytext=(5, -3), textcoords="offset points", size=7
                 )
-        panel.set(title=f"{rate:g} queries a second", xlabel="query latency, p99, seconds", xscale="log")
+        panel.set(title=f"{rate:g} queries a second", xlabel="query latency, p99, seconds")
+        log_scale(panel)
     panels[0].set_ylabel("answers right, %")
     return figure
 

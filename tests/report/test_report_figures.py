@@ -68,3 +68,29 @@ def test_a_run_without_figures_imports_neither_pandas_nor_seaborn() -> None:
         "sys.exit(', '.join({'pandas', 'seaborn', 'matplotlib', 'scipy'} & set(sys.modules)) or None)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([0.00021, 0.0004], ["0.0002", "0.00025", "0.0003", "0.00035", "0.0004"]),
+        ([0.3, 40], ["0.2", "0.5", "1", "2", "5", "10", "20", "50"]),
+    ],
+)
+def test_logarithmic_axes_are_marked_with_plain_numbers(values: list[float], labels: list[str]) -> None:
+    from ttsim_des.report.figures import log_scale, set_up
+
+    set_up()
+    import matplotlib.pyplot as plt
+
+    figure, panel = plt.subplots()
+    panel.plot(values, values)
+    log_scale(panel, y=True)
+    figure.canvas.draw()
+    for axis, (low, high) in ((panel.xaxis, panel.get_xlim()), (panel.yaxis, panel.get_ylim())):
+        ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+        assert [label.get_text() for place, label in ticks if low <= place <= high] == labels
+        assert low < values[0]
+        assert high > values[1]
+        assert not axis.get_minorticklocs().size
+    plt.close(figure)

@@ -21,6 +21,8 @@ from ttsim_des.report.units import number, time_unit
 from ttsim_des.units import NS_PER_S
 
 DPI: Final = 150
+SHORT_RANGE: Final = 6
+"""A logarithmic axis over less than this factor is marked in even steps."""
 
 
 class Curve(NamedTuple):
@@ -73,6 +75,26 @@ def set_up() -> None:
     import seaborn as sns
 
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc={"axes.titleweight": "bold"})
+
+
+def log_scale(panel: Any, *, x: bool = True, y: bool = False) -> None:
+    """Logarithmic axes with plain numbers at their ticks: 1, 2 and 5 times powers of ten, or even steps where the
+    range is short. Call it when everything is drawn; it leaves room for a label behind the last point.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    if x:
+        panel.set_xscale("log")
+        panel.margins(x=0.1)
+    if y:
+        panel.set_yscale("log")
+        panel.margins(y=0.1)
+    for axis in [panel.xaxis] * x + [panel.yaxis] * y:
+        low, high = axis.get_view_interval()
+        is_short = high < SHORT_RANGE * low
+        axis.set_major_locator(MaxNLocator(5) if is_short else LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
 
 
 def save(path: Path, make: Callable[[], Any]) -> Path:
@@ -182,7 +204,7 @@ def _draw_cdf(axis: Any, title: str, curves: list[Curve]) -> None:
         axis.text(0.01, share - 0.01, name, transform=axis.get_yaxis_transform(), va="top", fontsize=9, color="0.35")
     positive = everything[everything > 0]
     if positive.size and positive.max() / np.median(positive) > 20:
-        axis.set_xscale("log")
+        log_scale(axis)
     else:
         axis.set_xlim(left=0)
     axis.set_title(title, loc="left", fontsize=12)

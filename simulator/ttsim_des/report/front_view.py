@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ttsim_des.report.figures import save, set_up
+from ttsim_des.report.figures import log_scale, save, set_up
 from ttsim_des.report.plan_view import kind_of
 from ttsim_des.report.units import duration, number, percent, usd
 from ttsim_des.report.variants import shortened
@@ -77,6 +77,7 @@ def _figure(rows: Rows, title: str) -> Any:
             panel.annotate(names[tuple(row["variant"])], place, xytext=(6, 5), textcoords="offset points", size=7)
     if limits is not None:
         figure.colorbar(plt.cm.ScalarMappable(limits, colours), ax=panel, label="answers right, %")
-    panel.set(xscale="log", yscale="log", ylabel="query latency, p95, seconds", title=title)
+    panel.set(ylabel="query latency, p95, seconds", title=title)
+    log_scale(panel, y=True)
     panel.set_xlabel("cost per query, USD" if in_usd else "GPU-seconds per query")
     return figure

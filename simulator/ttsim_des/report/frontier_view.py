@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ttsim_des.report.figures import save, set_up
+from ttsim_des.report.figures import log_scale, save, set_up
 from ttsim_des.report.units import duration, number, percent, usd
 
 Rows = Sequence[Mapping[str, Any]]
@@ -59,7 +59,8 @@ def _figure(rows: Rows, title: str) -> Any:
             panel.annotate(
                 short, (row[name], 100 * row["accuracy"]), xytext=(5, -9), textcoords="offset points", size=7
             )
-        panel.set(xlabel=label, xscale="log")
+        panel.set(xlabel=label)
+        log_scale(panel)
     panels[0].set_ylabel("answers right, %")
     figure.suptitle(title)
     return figure
