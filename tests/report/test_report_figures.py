@@ -75,6 +75,7 @@ def test_a_run_without_figures_imports_neither_pandas_nor_seaborn() -> None:
     [
         ([0.00021, 0.0004], ["0.0002", "0.00025", "0.0003", "0.00035", "0.0004"]),
         ([0.3, 40], ["0.2", "0.5", "1", "2", "5", "10", "20", "50"]),
+        ([8, 500_000], ["10", "100", "1,000", "10,000", "100,000", "1,000,000"]),
     ],
 )
 def test_logarithmic_axes_are_marked_with_plain_numbers(values: list[float], labels: list[str]) -> None:

@@ -21,8 +21,8 @@ from ttsim_des.report.units import number, time_unit
 from ttsim_des.units import NS_PER_S
 
 DPI: Final = 150
-SHORT_RANGE: Final = 6
-"""A logarithmic axis over less than this factor is marked in even steps."""
+SHORT_RANGE, LONG_RANGE = 6, 400
+"""A logarithmic axis over less than the first factor is marked in even steps, over more than the second in tens."""
 
 
 class Curve(NamedTuple):
@@ -78,8 +78,9 @@ def set_up() -> None:
 
 
 def log_scale(panel: Any, *, x: bool = True, y: bool = False) -> None:
-    """Logarithmic axes with plain numbers at their ticks: 1, 2 and 5 times powers of ten, or even steps where the
-    range is short. Call it when everything is drawn; it leaves room for a label behind the last point.
+    """Logarithmic axes with plain numbers at their ticks: 1, 2 and 5 times powers of ten, or fewer or more of them.
+
+    Call it when everything is drawn; it leaves room for a label behind the last point.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -91,9 +92,11 @@ def log_scale(panel: Any, *, x: bool = True, y: bool = False) -> None:
         panel.margins(y=0.1)
     for axis in [panel.xaxis] * x + [panel.yaxis] * y:
         low, high = axis.get_view_interval()
-        is_short = high < SHORT_RANGE * low
-        axis.set_major_locator(MaxNLocator(5) if is_short else LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        if high < SHORT_RANGE * low:
+            axis.set_major_locator(MaxNLocator(5))
+        else:
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < LONG_RANGE * low else (1.0,)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axis.set_minor_locator(NullLocator())
 
 
