@@ -320,8 +320,11 @@ def _step_model(
     )
 
 
-_kernel_step_model = lru_cache(maxsize=64)(KernelStepModel)
-"""A model is what its arguments say (its own caches only remember), so runs of a process share it."""
+_kernel_step_model = lru_cache(maxsize=16)(KernelStepModel)
+"""A model is what its arguments say (its own caches only remember), so runs of a process share it.
+
+One that has met everything holds some 25 MB (an estimate); runs that share a model come close together.
+"""
 
 
 def affine_step_model(table: AffineLatency) -> AffineStepModel:
