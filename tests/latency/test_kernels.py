@@ -70,7 +70,7 @@ def test_runs_are_what_step_ns_says(size: str, seqs: int, mean: int, data: st.Da
     if run.steps < 1 << 40:
         last, beyond = (ctx_sum + step * seqs for step in (run.steps - 1, run.steps))
         row = steps._rows[seqs]
-        assert any(last < edge <= beyond for edge in (*row._starts, row.max_ctx_sum + 1))
+        assert any(last < edge <= beyond for edge in (*row._from, row.max_ctx_sum + 1))
 
 
 @pytest.mark.parametrize("seqs", [1, 7, 64, 300, 1024])

@@ -100,9 +100,8 @@ def world(
     generator's, all alike; `acceptance`: with `speculation` among the engine's settings, what becomes of drafts.
     """
     name = strategy if isinstance(strategy, str) else "custom"
-    arrivals: Row = {"process": "together"}
-    if concurrency is not None:
-        arrivals = {"process": "closed_loop", "concurrency": concurrency}
+    closed: Row = {"process": "closed_loop", "concurrency": concurrency}
+    arrivals = {"process": "together"} if concurrency is None else closed
 
     def run(stepping: str) -> Any:
         scenario = Scenario.model_validate(
@@ -122,13 +121,12 @@ def world(
                 "client": {"turnaround_s": turnaround_ns / 1e9},
             }
         )
-        config = {"block_size": 4, "async_scheduling": False} | engine
+        config = {"block_size": 4, "async_scheduling": False, "num_gpu_blocks": usable_blocks + 1} | engine
+        host = HostOverhead(update_step_ns=update_step_ns, update_sequence_ns=update_sequence_ns, request_ns=ingest_ns)
         deployment = SimpleNamespace(
-            engine_config=EngineConfig(num_gpu_blocks=usable_blocks + 1, **config),
+            engine_config=EngineConfig(**config),
             step_model=AffineStepModel(**latency),
-            host=HostOverhead(
-                update_step_ns=update_step_ns, update_sequence_ns=update_sequence_ns, request_ns=ingest_ns
-            ),
+            host=host,
             router=router,
             replicas=replicas,
             pools={},
@@ -141,7 +139,11 @@ def world(
             source = cast(QuerySource, Source(prompts, outputs, worth))
             return simulate(scenario, cast(Deployment, deployment), source, times)
 
-    leapt, stepped = run("leap"), run("step")
+    return _the_same(run("leap"), run("step"))
+
+
+def _the_same(leapt: Any, stepped: Any) -> Seen:
+    """The records of both, which must not differ."""
     assert leapt.tables.queries.equals(stepped.tables.queries)
     assert leapt.tables.requests.equals(stepped.tables.requests)
     assert leapt.tables.end_ns == stepped.tables.end_ns

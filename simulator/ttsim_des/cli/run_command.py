@@ -68,6 +68,20 @@ def command(
             as_json=output_format == "json",
         )
         return
+    _run_once(scenario, overrides, seed, out, as_json=output_format == "json", figures=figures, full_check=full_check)
+
+
+def _run_once(
+    scenario: str,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    out: str | None,
+    *,
+    as_json: bool,
+    figures: bool,
+    full_check: bool,
+) -> None:
+    """One run: print its metrics, save it; click's Exit or an error where it is not valid."""
     started_s = time.perf_counter()
     from ttsim_des.cli.output import choose_run_directory, short_path
     from ttsim_des.cli.progress import progress_bar
@@ -85,7 +99,7 @@ def command(
         raise loaded.locate(error) from None
     broken = result.check_laws() if full_check else []
     result.save(directory, figures=figures)
-    if output_format == "json":
+    if as_json:
         from ttsim_des.report.rundir import to_json
 
         click.echo(to_json(result.summary), nl=False)

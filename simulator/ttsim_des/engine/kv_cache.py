@@ -247,15 +247,9 @@ class KVCacheManager:
     def _evict(self, count: int) -> None:
         """Take `count` blocks from the extents at the queue's head."""
         assert self.num_free_blocks >= 0, "more blocks taken than are free"
-        extent = self._queue.after
-        size = extent.high - extent.low
-        if count < size:  # as most: its top goes, and it stays where it is
-            extent.high -= count
-            if extent.owner is not None:
-                self.num_cached_free_blocks -= count
-            return
-        extents, named = self._extents, 0
-        while size <= count:
+        queue, extents, named = self._queue, self._extents, 0
+        extent = queue.after
+        while count and (size := extent.high - extent.low) <= count:
             owner, after = extent.owner, extent.after
             extent.high = extent.low
             extent.before = extent.after = _NOWHERE
@@ -267,14 +261,12 @@ class KVCacheManager:
                 else:
                     copies.remove(extent)
             extent, count = after, count - size
-            if not count:
-                break
-            size = extent.high - extent.low
-        else:
+        if extent is not queue.after:
+            queue.after, extent.before = extent, queue
+        if count:  # the top of the next one
             extent.high -= count
             if extent.owner is not None:
                 named += count
-        self._queue.after, extent.before = extent, self._queue
         self.num_cached_free_blocks -= named
 
     def _put_unnamed(self, count: int) -> None:

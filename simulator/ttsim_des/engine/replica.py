@@ -220,6 +220,7 @@ class Replica:
         start_ns = now_ns + host_ns
         if start_ns < self._device_free_ns:
             start_ns = self._device_free_ns
+        described = self._described(seqs, 0, 0, shape[5], plan)
         pops = core.num_pops_unchanged() if self._leaps and not plan.preempted else 1
         if pops > 1:
             first_update_ns = update_ns = self._update_step_ns + seqs * self._update_sequence_ns
@@ -230,27 +231,30 @@ class Replica:
                 run = self._model.decode_run(shape, pops)
                 is_async = self._depth > 1
                 if is_async and run[0] == pops and self._on_plan is None:
-                    ready_ns = self._leap_at_once(run, seqs, start_ns, host_ns, first_update_ns, update_ns)
+                    ready_ns = self._leap_at_once(run, start_ns, host_ns, first_update_ns, update_ns, described)
                     if ready_ns >= 0:
                         return ready_ns
-                described = self._described(seqs, 0, 0, 0, plan)
                 leap = Leap(
                     self._model, shape, run, pops, start_ns, host_ns, first_update_ns, update_ns, is_async, described
                 )
             else:
-                described = self._described(seqs, 0, 0, shape[5], plan)
                 leap = self._leap_drafting(shape, pops, (start_ns, host_ns, first_update_ns, update_ns), described)
             self._leap = leap
             duration_ns = leap.first_duration_ns
         else:
             duration_ns = self._model.step_ns(shape)
             in_domain = self._model.in_domain(shape)
-            described = self._described(seqs, 0, 0, shape[5], plan)
             self._step_rows += pack_step(start_ns, 1, duration_ns, 0, duration_ns, 0, *described, in_domain)
         return self._start(start_ns, duration_ns, now_ns + host_ns, plan)
 
     def _leap_at_once(
-        self, run: Run, seqs: int, start_ns: int, host_ns: int, first_update_ns: int, update_ns: int
+        self,
+        run: Run,
+        start_ns: int,
+        host_ns: int,
+        first_update_ns: int,
+        update_ns: int,
+        described: tuple[int, ...],
     ) -> int:
         """Most leaps of an asynchronous engine: the device sets the pace, and nothing can happen before the last pop.
 
@@ -264,9 +268,10 @@ class Replica:
         last_pop_ns = start_ns + last * first_ns + increment_ns * (last * (last - 1) // 2)
         if not self._timeline.is_quiet_until(last_pop_ns):
             return -1
-        described = self._described(seqs, 0, 0, 0, _DECODES)
-        line = (start_ns, pops, first_ns, increment_ns, first_ns, increment_ns, *described, in_domain)
-        self._step_rows += pack_step(*line)
+        seqs = described[0]
+        self._step_rows += pack_step(
+            start_ns, pops, first_ns, increment_ns, first_ns, increment_ns, *described, in_domain
+        )
         delivery = self.core.finish_leap(pops, start_ns, last_pop_ns)
         self._gap_rows += pack_gap(start_ns + first_ns, last, first_ns, increment_ns, seqs, 0)
         self._device_free_ns = self._ends_ns[0] = last_pop_ns + first_ns + last * increment_ns

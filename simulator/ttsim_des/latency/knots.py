@@ -28,7 +28,7 @@ class KnotRow:
     next exactly, so no error accumulates.
     """
 
-    __slots__ = ("_arrays", "_bases", "_from", "_pieces", "_seqs", "_slopes", "_starts", "max_ctx_sum")
+    __slots__ = ("_arrays", "_from", "_pieces", "_seqs", "max_ctx_sum")
 
     def __init__(
         self, seqs: int, fixed_ns: int, curve: Curve, ns_per_unit: float, max_context: int, max_ctx_sum: int
@@ -41,20 +41,18 @@ class KnotRow:
         contexts = [0, *(int(c) for c in curve.x if 0 < c < max_context), max_context]
         self._seqs = seqs
         self._arrays: tuple[NDArray[np.int64], ...] | None = None
-        self._starts: list[int] = []
-        self._bases: list[int] = []
-        self._slopes: list[int] = []
         values = [fixed_ns + round(ns_per_unit * curve.at(c)) for c in contexts]
-        for index in range(len(contexts) - 1):
-            self._add_interval(contexts[index], contexts[index + 1], values[index], values[index + 1])
-        self._set_pieces()
-
-    def _set_pieces(self) -> None:
-        """Starts, bases and slopes side by side, with ends; the piece in which the domain ends is two."""
-        limit, starts = self.max_ctx_sum + 1, self._starts
-        lines = zip(starts, self._bases, self._slopes, [*starts[1:], _NEVER], strict=True)
-        self._pieces = [(start, base_ns, slope_ns, end, end <= limit) for start, base_ns, slope_ns, end in lines]
-        self._from = starts.copy()
+        lines: list[tuple[int, int, int]] = []
+        for at in range(len(contexts) - 1):
+            _add_interval(lines, contexts[at], contexts[at + 1], values[at], values[at + 1])
+        starts = [context * seqs for context, _, _ in lines]
+        limit, ends = max_ctx_sum + 1, [*starts[1:], _NEVER]
+        self._pieces = [
+            (start, base_ns, slope_ns, end, end <= limit)
+            for start, (_, base_ns, slope_ns), end in zip(starts, lines, ends, strict=True)
+        ]
+        """(start, base, slope, end, whether in the domain); the one in which the domain ends stands here twice."""
+        self._from = starts
         """From which sum of contexts on each of them holds."""
         last = bisect_right(starts, limit) - 1
         start, base_ns, slope_ns, _, _ = self._pieces[last]
@@ -70,17 +68,18 @@ class KnotRow:
     def steps_ns(self, ctx_sums: NDArray[np.int64], low: int, high: int, more_ns: int) -> NDArray[np.int64]:
         """`step_ns` of many steps, and `more_ns` in each; `low` and `high` bound the sums."""
         times_ns: NDArray[np.int64]
-        piece = bisect_right(self._starts, low) - 1
-        if piece + 1 == len(self._starts) or high < self._starts[piece + 1]:  # as most
-            times_ns = ctx_sums - self._starts[piece]
-            times_ns *= self._slopes[piece]
+        start, base_ns, slope_ns, end, _ = self._pieces[bisect_right(self._from, low) - 1]
+        if high < end:  # as most
+            times_ns = ctx_sums - start
+            times_ns *= slope_ns
             times_ns //= self._seqs
-            times_ns += self._bases[piece] + more_ns
+            times_ns += base_ns + more_ns
             return times_ns
         if self._arrays is None:
-            self._arrays = tuple(np.array(each, dtype=np.int64) for each in (self._starts, self._bases, self._slopes))
-        starts, bases, slopes = self._arrays
-        pieces = starts.searchsorted(ctx_sums, side="right") - 1
+            columns = (self._from, *zip(*(piece[:3] for piece in self._pieces), strict=True))
+            self._arrays = tuple(np.array(each, dtype=np.int64) for each in columns)
+        edges, starts, bases, slopes = self._arrays
+        pieces = edges.searchsorted(ctx_sums, side="right") - 1
         times_ns = bases[pieces] + slopes[pieces] * (ctx_sums - starts[pieces]) // self._seqs
         times_ns += more_ns
         return times_ns
@@ -95,23 +94,22 @@ class KnotRow:
         first_ns = base_ns + slope_ns * (ctx_sum - start) // seqs
         return steps if steps < max_steps else max_steps, first_ns, slope_ns, in_domain
 
-    def _add_interval(self, start: int, end: int, start_ns: int, end_ns: int) -> None:
-        """Pieces between two knots of the float row, narrow enough for whole-number slopes."""
-        pieces = -(-(end - start) // max(MIN_PIECE, start_ns // PIECE_SHARE))
-        at, at_ns = start, start_ns
-        for piece in range(1, pieces + 1):
-            to = start + (end - start) * piece // pieces
-            to_ns = start_ns + (end_ns - start_ns) * (to - start) // (end - start)
-            slope, dearer = divmod(to_ns - at_ns, to - at)
-            turn = to - dearer
-            self._add_piece(at, at_ns, slope)
-            if dearer:
-                self._add_piece(turn, at_ns + slope * (turn - at), slope + 1)
-            at, at_ns = to, to_ns
 
-    def _add_piece(self, context: int, base_ns: int, slope_ns: int) -> None:
-        if self._slopes and self._slopes[-1] == slope_ns:
-            return  # The piece before goes on: pieces meet exactly.
-        self._starts.append(context * self._seqs)
-        self._bases.append(base_ns)
-        self._slopes.append(slope_ns)
+def _add_interval(lines: list[tuple[int, int, int]], start: int, end: int, start_ns: int, end_ns: int) -> None:
+    """Add (context, base, slope) between two knots of the float row, narrow enough for whole-number slopes."""
+    pieces = -(-(end - start) // max(MIN_PIECE, start_ns // PIECE_SHARE))
+    at, at_ns = start, start_ns
+    for piece in range(1, pieces + 1):
+        to = start + (end - start) * piece // pieces
+        to_ns = start_ns + (end_ns - start_ns) * (to - start) // (end - start)
+        slope_ns, dearer = divmod(to_ns - at_ns, to - at)
+        turn = to - dearer
+        _add_line(lines, at, at_ns, slope_ns)
+        if dearer:
+            _add_line(lines, turn, at_ns + slope_ns * (turn - at), slope_ns + 1)
+        at, at_ns = to, to_ns
+
+
+def _add_line(lines: list[tuple[int, int, int]], context: int, base_ns: int, slope_ns: int) -> None:
+    if not lines or lines[-1][2] != slope_ns:  # else the one before goes on: they meet exactly
+        lines.append((context, base_ns, slope_ns))

@@ -10,8 +10,9 @@ import numpy as np
 from ttsim_des.metrics.columns import column, is_in
 from ttsim_des.metrics.context import RunContext
 from ttsim_des.metrics.runs import StepRuns, points
-from ttsim_des.metrics.stats import ROWS_AT_A_TIME, FloatArray, IntArray, exact_sum
+from ttsim_des.metrics.stats import FloatArray, IntArray, exact_sum
 from ttsim_des.metrics.window import Window
+from ttsim_des.records.store import row_slices
 from ttsim_des.records.tables import GENERATOR, Tables
 from ttsim_des.units import NS_PER_S
 
@@ -111,8 +112,7 @@ def _presence(arrival: IntArray, finish: IntArray, end_ns: int, window: Window) 
     if window.length_ns == 0:
         return None
     total_ns = 0
-    for start in range(0, arrival.size, ROWS_AT_A_TIME):
-        part = slice(start, start + ROWS_AT_A_TIME)
+    for part in row_slices(arrival.size):
         left = np.where(finish[part] >= 0, finish[part], end_ns)
         stay = np.minimum(left, window.end_ns) - np.maximum(arrival[part], window.start_ns)
         total_ns += exact_sum(np.maximum(stay, 0))

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ttsim_des.metrics.columns import column, is_in, pieces
-from ttsim_des.metrics.stats import ROWS_AT_A_TIME, FloatArray, IntArray, describe, describe_ns
+from ttsim_des.metrics.stats import FloatArray, IntArray, describe, describe_ns
 from ttsim_des.metrics.tokens import gaps_in_window
 from ttsim_des.metrics.window import Window, query_rows
+from ttsim_des.records.store import row_slices
 from ttsim_des.records.tables import GENERATOR, Tables
 
 
@@ -24,8 +25,7 @@ def tpot_ns(tables: Tables) -> FloatArray:
     output, first = column(requests, "output_tokens"), column(requests, "first_token_ns")
     finish = column(requests, "finish_ns")
     times = np.full(output.size, np.nan)
-    for start in range(0, output.size, ROWS_AT_A_TIME):
-        part = slice(start, start + ROWS_AT_A_TIME)
+    for part in row_slices(output.size):
         decoded = finished[part] & (output[part] >= 2) & (first[part] >= 0)
         spans = (finish[part] - first[part]).astype(np.float64)
         times[part][decoded] = (spans / np.maximum(output[part] - 1, 1))[decoded]
@@ -43,8 +43,7 @@ def straggler_share(tables: Tables) -> FloatArray:
     first = np.full(answered.size, np.iinfo(np.int64).max)
     last = np.full(answered.size, -1, dtype=np.int64)
     samples = np.zeros(answered.size, dtype=np.int64)
-    for start in range(0, rows.size, ROWS_AT_A_TIME):
-        part = slice(start, start + ROWS_AT_A_TIME)
+    for part in row_slices(rows.size):
         counted = ended[part] & (finish[part] <= answered[rows[part]])
         owners, finishes = rows[part][counted], finish[part][counted]
         np.minimum.at(first, owners, finishes)
@@ -83,8 +82,7 @@ def in_flight(tables: Tables) -> FloatArray:
     rows, finish = query_rows(queries, requests), column(requests, "finish_ns")
     arrival, answered = column(requests, "arrival_ns"), column(queries, "finish_ns")
     stay = np.zeros(answered.size, dtype=np.float64)
-    for start in range(0, rows.size, ROWS_AT_A_TIME):
-        part = slice(start, start + ROWS_AT_A_TIME)
+    for part in row_slices(rows.size):
         until = np.where(finish[part] >= 0, np.minimum(finish[part], answered[rows[part]]), answered[rows[part]])
         spent = np.maximum(until - arrival[part], 0)
         stay += np.bincount(rows[part], weights=spent, minlength=answered.size)

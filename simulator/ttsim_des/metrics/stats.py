@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ttsim_des.records.store import row_slices
 from ttsim_des.units import NS_PER_S
 
 IntArray: TypeAlias = NDArray[np.int64]
@@ -21,9 +22,6 @@ FloatArray: TypeAlias = NDArray[np.float64]
 Summary: TypeAlias = dict[str, float | int | None]
 
 QUANTILES_PER_MILLE: Final = {"p50": 500, "p90": 900, "p95": 950, "p99": 990, "p99_9": 999}
-
-ROWS_AT_A_TIME = 1 << 18
-"""What a long column is looked at in pieces of, so that what is worked out between its ends takes little memory."""
 
 
 def observations_needed(per_mille: int) -> int:
@@ -69,8 +67,7 @@ def describe(values: IntArray | FloatArray, *, scale: float = 1.0) -> Summary:
 
 def _as_floats(values: IntArray | FloatArray) -> Iterator[float]:
     """The values one by one; as a list of Python's floats they would take four times the memory."""
-    parts = (values[start : start + ROWS_AT_A_TIME] for start in range(0, values.size, ROWS_AT_A_TIME))
-    return chain.from_iterable(part.tolist() for part in parts)
+    return chain.from_iterable(values[part].tolist() for part in row_slices(values.size))
 
 
 def describe_ns(values: IntArray | FloatArray) -> Summary:

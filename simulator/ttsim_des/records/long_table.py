@@ -11,10 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ttsim_des.records.arrow import arrow_column, text_column
-from ttsim_des.records.store import ColumnStore
-
-_ORDERED_ROWS = 1 << 18
-"""So many row numbers are given to numpy at once, which widens them all."""
+from ttsim_des.records.store import ColumnStore, row_slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +56,13 @@ class LongTable:
         return values
 
     def pieces(self, name: str) -> Iterator[NDArray[np.int64]]:
-        """`numbers`, some rows at a time: takes half the memory."""
+        """`numbers`, some rows at a time: takes half the memory, since numpy widens row numbers that it is given."""
         values = self._stored(name)
         if self.order is None:
             yield values
             return
-        for start in range(0, len(values), _ORDERED_ROWS):
-            yield values[self.order[start : start + _ORDERED_ROWS]]
+        for part in row_slices(len(values)):
+            yield values[self.order[part]]
 
     def _stored(self, name: str) -> NDArray[np.int64]:
         columns = [

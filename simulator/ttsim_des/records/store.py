@@ -23,6 +23,15 @@ BLOCK_BYTES = 1 << 20
 _ITEM_BYTES = 8
 
 
+ROWS_AT_A_TIME = 1 << 18
+"""What a long column is looked at in pieces of, so that what is worked out between its ends takes little memory."""
+
+
+def row_slices(rows: int) -> Iterator[slice]:
+    """So many rows, ROWS_AT_A_TIME of them at a time."""
+    return (slice(start, start + ROWS_AT_A_TIME) for start in range(0, rows, ROWS_AT_A_TIME))
+
+
 def row_packer(columns: int) -> Callable[..., bytes]:
     """A function of so many whole numbers: the row that they make, packed, to be added to a `bytearray` of rows."""
     return Struct(f"={columns}q").pack

@@ -77,20 +77,19 @@ def set_up() -> None:
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc={"axes.titleweight": "bold"})
 
 
-def log_scale(panel: Any, *, x: bool = True, y: bool = False) -> None:
-    """Logarithmic axes with plain numbers at their ticks: 1, 2 and 5 times powers of ten, or fewer or more of them.
+def log_scale(panel: Any, *, y: bool = False) -> None:
+    """A logarithmic x axis with plain numbers at its ticks (1, 2 and 5 times powers of ten, or fewer or more of them).
 
-    Call it when everything is drawn; it leaves room for a label behind the last point.
+    With `y` the other axis too. Call it when everything is drawn; it leaves room for a label behind the last point.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    if x:
-        panel.set_xscale("log")
-        panel.margins(x=0.1)
+    panel.set_xscale("log")
+    panel.margins(x=0.1)
     if y:
         panel.set_yscale("log")
         panel.margins(y=0.1)
-    for axis in [panel.xaxis] * x + [panel.yaxis] * y:
+    for axis in (panel.xaxis, panel.yaxis) if y else (panel.xaxis,):
         low, high = axis.get_view_interval()
         if high < SHORT_RANGE * low:
             axis.set_major_locator(MaxNLocator(5))

@@ -82,10 +82,9 @@ class Client:
 
     def on_finish(self, request: Request, delivered_ns: int, *, is_alone: bool) -> None:
         """A request has ended by itself; its client learns of it at `delivered_ns`, of nothing else if `is_alone`."""
-        if self._timeline.is_quiet_until(delivered_ns):
-            self._end_sample(request, delivered_ns, at_once=is_alone)
-        elif delivered_ns == self._timeline.now_ns:
-            self._end_sample(request, delivered_ns)
+        is_quiet = self._timeline.is_quiet_until(delivered_ns)
+        if is_quiet or delivered_ns == self._timeline.now_ns:
+            self._end_sample(request, delivered_ns, at_once=is_quiet and is_alone)
         else:
             self._deliver(request, delivered_ns, partial(self._learn_of_end, request, delivered_ns))
 
