@@ -465,6 +465,11 @@ class Engine:
                 self.sim.in_domain(shape),
             )
         )
+        self.counts["domain edges while only decoding"] += (
+            self.last_shape is not None
+            and not chunks
+            and self.sim.in_domain(self.last_shape) != self.sim.in_domain(shape)
+        )
         self.last_shape = shape if not chunks else None
         self.counts["steps"] += 1
         if self.counts["steps"] > MOST_STEPS:

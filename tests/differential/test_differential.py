@@ -47,6 +47,7 @@ RARE = {
     "empty steps": 1_000,
     "ended by max_model_len": 50,
     "steps bound by the host": 1_000,
+    "domain edges while only decoding": 50,
     "milestones": 1_000,
     "leaps over as they begin": 1_000,
     "samples admitted alike": 300,
@@ -173,6 +174,7 @@ def test_oracle_by_hand():
         "bundled": None,
         "queries": [{"arrival_ns": 7, "prompt": [[1, 5]], "outputs": [9], "script": None, "answer": None}],
     }
+    world["engine"].pop("speculation", None)
     world["engine"] |= {
         "async_scheduling": False,
         "max_num_batched_tokens": 100,

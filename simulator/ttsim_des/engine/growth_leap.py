@@ -30,12 +30,15 @@ class GrowthLeap:
         is_async: bool,
         described: tuple[int, ...],
     ) -> None:
-        self.pops = durations_ns.size
+        self.pops = size = durations_ns.size
+        if not isinstance(in_domain, bool):  # up to the domain's edge
+            differs = in_domain != in_domain[0]
+            self.pops = int(differs.argmax()) or size
         self.first_update_ns, self.update_ns = first_update_ns, update_ns
         self.cut_ns = -1
         self._durations_ns, self._in_domain, self._draft_tokens = durations_ns, in_domain, draft_tokens
         self._extra_tokens, self._described = extra_tokens, described
-        starts_ns = np.empty(self.pops, dtype=np.int64)
+        starts_ns = np.empty(size, dtype=np.int64)
         starts_ns[0] = start_ns
         if is_async:
             periods_ns = np.maximum(durations_ns[:-1], host_ns + update_ns)

@@ -20,6 +20,7 @@ Line = tuple[int, int, int, int, int, int, bool]
 class Leap:
     """The next `pops` pops of a batch that decodes, and as many steps launched meanwhile.
 
+    It ends at the edge of the model's domain: the steps table says how many blocks are held on both sides of it.
     `lines` say when its steps run. `is_async`: a step is launched when the one before it is popped (pop k is the start
     of step k); else when it is popped itself (pop k is the end of step k). After a pop the engine looks at its inputs
     once its host time is over: `first_update_ns` after pop 0, `update_ns` after the others.
@@ -48,11 +49,12 @@ class Leap:
         `host_ns`: what planning a step takes. `described`: the columns of the steps table from decode_seqs to
         preempted, the same for all of them.
         """
-        self.pops, self.is_async, self._described = pops, is_async, described
+        self.is_async, self._described = is_async, described
         self.first_update_ns, self.update_ns = first_update_ns, update_ns
         self.cut_ns = -1
         """When an input last made the leap end early."""
         runs = decode_runs(model, shape, pops, run)
+        self.pops = sum(steps for steps, _, _, _ in runs)
         if is_async:
             self.lines = async_lines(runs, start_ns, host_ns + first_update_ns, host_ns + update_ns)
         else:
@@ -156,14 +158,19 @@ def _first_reaching(distance_ns: int, period_ns: int, growth_ns: int) -> int:
 
 
 def decode_runs(model: StepModel, shape: StepShape, steps: int, run: Run) -> list[Run]:
-    """The durations of `steps` steps of a decode batch that begins with `shape`, as linear runs; `run` is the first."""
-    runs = [run]
-    while run[0] < steps:
+    """The durations of `steps` steps of a decode batch that begins with `shape`, as linear runs; `run` is the first.
+
+    Fewer where the domain ends, or begins, before them.
+    """
+    runs, in_domain = [], run[3]
+    while run[0] < steps and run[3] is in_domain:
+        runs.append(run)
         passed = run[0]
         steps -= passed
         seqs, ctx_sum, ctx_max, chunks, rows, _, _ = shape
         shape = StepShape(seqs, ctx_sum + passed * seqs, ctx_max + passed, chunks, rows)
         run = model.decode_run(shape, steps)
+    if run[3] is in_domain:
         runs.append(run)
     return runs
 
