@@ -39,7 +39,7 @@ class Watched(KVCacheManager):
 
     def free_names(self) -> list[Name | None]:
         """The free queue from its head, block by block."""
-        names: list[Name | None] = [None] * self._num_unnamed
+        names: list[Name | None] = []
         extent = self._queue.after
         while extent is not self._queue:
             assert extent.after.before is extent
@@ -50,7 +50,8 @@ class Watched(KVCacheManager):
             else:
                 names += [Name(extent.owner, index) for index in reversed(range(extent.low, extent.high))]
             extent = extent.after
-        return names
+        self.counts["takings put off"] += self._num_owed > 0
+        return [None] * self._num_unnamed + names[self._num_owed :]
 
 
 class Player:
@@ -321,6 +322,7 @@ def test_runs_of_blocks_equal_blocks(counts: Counter[str]) -> None:
         "splits of free runs",
         "splits of held runs",
         "runs grown",
+        "takings put off",
         "free blocks revived",
         "held blocks shared",
         "prompts of whole blocks",

@@ -54,9 +54,11 @@ class KVCacheManager:
         self.block_size = config.block_size
         self.num_usable_blocks = config.num_gpu_blocks - 1  # block 0 is vLLM's null block
         self.num_free_blocks = self.num_usable_blocks
-        self.num_cached_free_blocks = 0
         self._num_unnamed = self.num_usable_blocks
         """At the head of the free queue; where unnamed blocks join its end, those that have done so are extents."""
+        self._num_unnamed_behind = 0
+        self._num_owed = 0
+        """Blocks of the extents at the queue's head that are taken but still lie there, until a prefix is looked up."""
         self._caching = config.enable_prefix_caching
         self._unnamed_first = config.free_unhashed_first
         self._queue = Extent(None, 0, 0, 0)  # a ring: `after` is the head of the free queue, `before` its end
@@ -68,6 +70,11 @@ class KVCacheManager:
 
     # ---- asking ----
 
+    @property
+    def num_cached_free_blocks(self) -> int:
+        """Free blocks with a name."""
+        return self.num_free_blocks - self._num_unnamed - self._num_unnamed_behind
+
     def find_prefix(self, request: Request) -> list[Piece]:
         """The longest cached prefix, piece by piece in order from block 0 on.
 
@@ -75,6 +82,8 @@ class KVCacheManager:
         """
         hits: list[Piece] = []
         if self._caching:
+            if self._num_owed:
+                self._evict()
             block_size, low = self.block_size, 0
             limit = (request.prompt_tokens + request.num_output_tokens - 1) // block_size
             for owner, end in request.prompt:
@@ -113,7 +122,6 @@ class KVCacheManager:
                 extent.before.after, extent.after.before = extent.after, extent.before
                 extent.before = extent.after = _NOWHERE
                 self.num_free_blocks -= high - low
-                self.num_cached_free_blocks -= high - low
             extent.refs += 1
             request.holdings.append((extent, high - low))
         if hits:
@@ -141,12 +149,17 @@ class KVCacheManager:
 
     def take(self, count: int) -> None:
         """Take blocks from the head of the free queue; named ones are forgotten, from the top of their extent down."""
-        assert count > 0  # that there are so many, `_evict` checks
+        assert count > 0
         self.num_free_blocks -= count
-        self._num_unnamed -= count
-        if self._num_unnamed < 0:
-            count, self._num_unnamed = -self._num_unnamed, 0
-            self._evict(count)
+        left = self._num_unnamed - count
+        if left >= 0:
+            self._num_unnamed = left
+            return
+        assert self.num_free_blocks >= 0, "more blocks taken than are free"
+        self._num_unnamed = 0
+        self._num_owed -= left
+        if not self._unnamed_first:  # how many of them have no name counts now
+            self._evict()
 
     def register(self, request: Request, num_tokens: int) -> None:
         """Name the blocks that the first `num_tokens` tokens fill, so that others can hit them."""
@@ -197,7 +210,6 @@ class KVCacheManager:
                     last = extent
         last.after, queue.before = queue, last
         self.num_free_blocks += freed
-        self.num_cached_free_blocks += freed
         holdings.clear()
         request.num_blocks = request.num_registered_blocks = 0
         request.growing = False
@@ -244,38 +256,40 @@ class KVCacheManager:
         request.holdings.append((extent, high - low))
         request.growing = True
 
-    def _evict(self, count: int) -> None:
-        """Take `count` blocks from the extents at the queue's head."""
-        assert self.num_free_blocks >= 0, "more blocks taken than are free"
-        queue, extents, named = self._queue, self._extents, 0
+    def _evict(self) -> None:
+        """Let go what is owed: extents at the queue's head, and the top of the next one."""
+        queue, extents, owed = self._queue, self._extents, self._num_owed
         extent = queue.after
-        while count and (size := extent.high - extent.low) <= count:
+        while owed and (size := extent.high - extent.low) <= owed:
             owner, after = extent.owner, extent.after
             extent.high = extent.low
             extent.before = extent.after = _NOWHERE
-            if owner is not None:
-                named += size
+            if owner is None:
+                self._num_unnamed_behind -= size
+            else:
                 copies = extents[owner]
                 if len(copies) == 1:
                     del extents[owner]
                 else:
                     copies.remove(extent)
-            extent, count = after, count - size
+            extent, owed = after, owed - size
         if extent is not queue.after:
             queue.after, extent.before = extent, queue
-        if count:  # the top of the next one
-            extent.high -= count
-            if extent.owner is not None:
-                named += count
-        self.num_cached_free_blocks -= named
+        if owed:
+            extent.high -= owed
+            if extent.owner is None:
+                self._num_unnamed_behind -= owed
+        self._num_owed = 0
 
     def _put_unnamed(self, count: int) -> None:
         """Blocks without a name become free."""
         self.num_free_blocks += count
-        last = self._queue.before
         if self._unnamed_first:
             self._num_unnamed += count
-        elif last.owner is None and last is not self._queue:
+            return
+        self._num_unnamed_behind += count
+        last = self._queue.before
+        if last.owner is None and last is not self._queue:
             last.high += count
         else:
             self._link_before(self._queue, Extent(None, 0, count, 0))
