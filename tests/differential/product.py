@@ -11,7 +11,7 @@ import numpy as np
 import worlds
 
 from ttsim_des.engine.config import EngineConfig
-from ttsim_des.engine.replica import Replica
+from ttsim_des.engine.core import EngineCore
 from ttsim_des.engine.scheduler import Scheduler
 from ttsim_des.engine.speculation import RunDrafting, SpeculationConfig, TabledDrafting
 from ttsim_des.latency.host import HostOverhead
@@ -28,7 +28,7 @@ NOT_IN_ORACLE = ("pool", "answer_id", "cause_request_id", "think_ns")
 
 
 SHORT_CUTS = {
-    "leaps over as they begin": (Replica, "_leap_at_once", lambda ready_ns: ready_ns >= 0),
+    "leaps over as they begin": (EngineCore, "leap_on", lambda _: True),
     "samples admitted alike": (Scheduler, "_admit_twin", lambda is_admitted: is_admitted),
     "strategies woken at once": (Timeline, "advance", lambda _: True),
 }

@@ -70,7 +70,7 @@ class EngineCore:
         self.ledger: Ledger = self._growth or Ledger(config, self.scheduler.kv, gap_rows)
         self.depth = 2 if config.async_scheduling else 1
         self.in_flight: list[Step] = []
-        self._most_decodes = _most_decodes(config)
+        self.most_decodes = _most_decodes(config)
         self._is_explicit = False
         self._asks_otherwise = False
         """The next step verifies another number of drafts than those on the books expect."""
@@ -138,17 +138,30 @@ class EngineCore:
             ledger.open_step(step)
         batch, kv = ledger.batch, scheduler.kv
         seqs, taken = batch.seqs, batch.blocks_taken(step)
-        if not seqs or seqs > self._most_decodes or taken > kv.num_free_blocks:
+        if not seqs or seqs > self.most_decodes or taken > kv.num_free_blocks:
             return None
         if ledger.tight and ledger.is_tight(step):
             return None
         if taken:
             kv.take(taken)
         scheduler.has_finished_unreported = False
-        return self._launch_batch(step)
+        return self.launch_batch(step)
 
-    def _launch_batch(self, step: int) -> StepShape:
-        """The step in which the batch, and nobody else, computes something."""
+    def can_decode_on(self) -> bool:
+        """Whether one step is in flight, that decodes or prefills something, and the next one only decodes.
+
+        That is, if nobody is admitted: the caller knows whether somebody waits.
+        """
+        flying = self.in_flight
+        return not (len(flying) != 1 or not flying[0].num_seqs or self._is_explicit or self.ledger.prefilling)
+
+    def launch_batch(self, step: int) -> StepShape:
+        """The step in which the batch, and nobody else, computes something; returns its shape."""
+        self.begin_step(step)
+        return self.ledger.batch.shape(step)
+
+    def begin_step(self, step: int) -> None:
+        """`launch_batch` where the shape is known."""
         self.ledger.launched = step
         batch = self.ledger.batch
         flying = Step(batch.seqs)
@@ -157,7 +170,6 @@ class EngineCore:
         self.in_flight.append(flying)
         if self._growth is not None:
             self._propose(batch.seqs)
-        return batch.shape(step)
 
     def _propose(self, num_seqs: int) -> int:
         """A step of `num_seqs` sequences is launched: returns how many drafts it leaves per sequence for the next."""
@@ -174,7 +186,7 @@ class EngineCore:
         ledger = self.ledger
         step = ledger.launched + 1
         if not plan.entries:
-            return self._launch_batch(step)
+            return self.launch_batch(step)
         ledger.launched = step
         seqs = 0 if self._is_explicit else ledger.batch.seqs
         shape = ledger.batch.shape(step) if seqs else _NOBODY
@@ -229,7 +241,7 @@ class EngineCore:
     def _plan_implicitly(self, step: int) -> Plan | None:
         """The step in which every running request gets what it wants; None when budget or blocks do not suffice."""
         scheduler, kv, batch = self.scheduler, self.scheduler.kv, self.ledger.batch
-        if batch.seqs > self._most_decodes or self.ledger.is_tight(step):
+        if batch.seqs > self.most_decodes or self.ledger.is_tight(step):
             return None
         threshold, slots = scheduler.prefill_threshold(), scheduler.draft_slots
         budget = self.config.max_num_batched_tokens - batch.num_tokens(step) - (batch.seqs + 1) * slots
@@ -287,7 +299,7 @@ class EngineCore:
         if self.speculation is None:
             return False
         running, most = self.scheduler.running, 2 * (1 + self.speculation.num_speculative_tokens)
-        if not self._most_decodes or self.scheduler.kv.num_free_blocks < len(running):
+        if not self.most_decodes or self.scheduler.kv.num_free_blocks < len(running):
             return True
         limit = self.config.max_model_len - most
         return any(request.num_computed_tokens > limit for request in running)
@@ -339,6 +351,24 @@ class EngineCore:
         self.leap(pops - 1, first_pop_ns, last_pop_ns)
         del self.in_flight[0]
         self.ledger.popped += 1
+        self._fruitless_preemptions = 0
+        return self._deliver_ends((), last_pop_ns)
+
+    def leap_on(self, extra: int, first_pop_ns: int, last_pop_ns: int) -> Delivery:
+        """Launch a step, whose blocks are taken, and `extra` more, and take as many pops: what the last one brings.
+
+        `begin_step` and `finish_leap` in one, for it is done at every change of the batch.
+        """
+        ledger, flying = self.ledger, self.in_flight[0]
+        batch, step = ledger.batch, ledger.launched + 1
+        ledger.stamp(flying.firsts, first_pop_ns)
+        taken = batch.blocks_taken_after(step, extra)
+        if taken:
+            self.scheduler.kv.take(taken)
+        ledger.launched = step + extra
+        ledger.popped += extra + 1
+        ledger.last_pop_ns = last_pop_ns
+        flying.num_seqs, flying.firsts = batch.seqs, ()
         self._fruitless_preemptions = 0
         return self._deliver_ends((), last_pop_ns)
 
@@ -460,7 +490,7 @@ class EngineCore:
         ledger, in_flight = self.ledger, self.in_flight
         if len(in_flight) < self.depth or not in_flight[0].num_seqs or ledger.prefilling or self._asks_otherwise:
             return 1
-        pops = ledger.pops_until_change()
+        pops = ledger.pops_until_change(ledger.launched)
         if self._growth is not None and self.scheduler.waiting:
             if self.scheduler.is_head_padded():
                 return 1  # each step may evict a block of its prefix: without its padding it may fit

@@ -148,13 +148,13 @@ class GrowthLedger(Ledger):
             heappop(tight)
         return False
 
-    def pops_until_change(self) -> int:
+    def pops_until_change(self, launched: int) -> int:
         """As in `Ledger`; at a step that `is_tight` nothing goes on by itself either."""
-        pops = super().pops_until_change()
+        pops = super().pops_until_change(launched)
         while self.tight:
             step, serial, request = self.tight[0]
             if request.place is not ELSEWHERE and request.serial == serial:
-                return min(pops, step - self.launched)
+                return min(pops, step - launched)
             heappop(self.tight)
         return pops
 

@@ -168,8 +168,11 @@ class Ledger:
             self._gap_rows += pack_gap(now_ns, 1, now_ns - request.last_token_ns, 0, 1, tokens - 1)
         request.last_token_ns = now_ns
 
-    def pops_until_change(self) -> int:
-        """Pops up to and including the one with which something happens to a decoding request by itself."""
+    def pops_until_change(self, launched: int) -> int:
+        """Pops up to and including the one with which something happens to a decoding request by itself.
+
+        `launched`: the last step that will have been launched before the first of them.
+        """
         ends, skips = self.ends, self.skips
         step, serial, request = ends[0]
         while request.serial != serial or request.place is ELSEWHERE:
@@ -179,7 +182,7 @@ class Ledger:
         while skips:
             step, serial, request = skips[0]
             if request.serial == serial and request.place is not ELSEWHERE:
-                launches = step - self.launched
+                launches = step - launched
                 return launches if launches < pops else pops
             heappop(skips)
         return pops

@@ -15,13 +15,13 @@ from typing import Literal, Protocol
 from ttsim_des.engine.config import EngineConfig
 from ttsim_des.engine.core import Delivery, EngineCore
 from ttsim_des.engine.growth_leap import GrowthLeap
-from ttsim_des.engine.leap import Leap, shortest_ns
+from ttsim_des.engine.leap import Leap
 from ttsim_des.engine.request import ELSEWHERE, PREFILLING, RUNNING, WAITING, Outcome, Request
 from ttsim_des.engine.scheduler import Plan
 from ttsim_des.errors import NotValidError
 from ttsim_des.latency.host import HostOverhead
 from ttsim_des.latency.many_steps import many_steps
-from ttsim_des.latency.shape import Run, StepModel, StepShape
+from ttsim_des.latency.shape import StepModel, StepShape
 from ttsim_des.records.recorder import StepRecorder
 from ttsim_des.records.tables import pack_gap, pack_step
 from ttsim_des.timeline import SCHEDULE, STEP_END, Event, Phase, Timeline
@@ -78,6 +78,7 @@ class Replica:
         self._recorder, self._step_rows, self._gap_rows = recorder, recorder.step_rows, recorder.gap_rows
         self._leaps, self._on_plan = stepping == "leap", on_plan
         self._depth = self.core.depth
+        self._decodes_on = self._leaps and self._depth > 1 and on_plan is None and config.speculation is None
         self._inbox: list[_Input] = []
         self._num_undrained = 0
         self._ends_ns: deque[int] = deque()
@@ -149,22 +150,21 @@ class Replica:
 
         What comes next is done here and now while nothing else can happen before it; else it goes on the timeline.
         """
-        is_quiet_until, ends_ns, launch_decodes = self._timeline.is_quiet_until, self._ends_ns, self.core.launch_decodes
+        is_quiet_until, ends_ns, core = self._timeline.is_quiet_until, self._ends_ns, self.core
         while True:
             if self._inbox:
                 self._drain(now_ns)
-            shape = launch_decodes()
-            if shape is not None:
-                now_ns = self._launch_batch(shape, now_ns, _DECODES)
-                waits = len(ends_ns) == self._depth
-            elif self.scheduler.has_requests():
-                ready_ns = self._plan_and_launch(now_ns)
-                waits = ready_ns < 0 or len(ends_ns) == self._depth
-                if ready_ns >= 0:
-                    now_ns = ready_ns
-            else:
-                waits = True
-            if waits:  # for the oldest step in flight
+            ready_ns = -1
+            if self._decodes_on and not self.scheduler.waiting and core.can_decode_on():
+                ready_ns = self._decode_on(now_ns)
+            if ready_ns < 0:
+                if (shape := core.launch_decodes()) is not None:
+                    ready_ns = self._launch_batch(shape, now_ns, _DECODES)
+                elif self.scheduler.has_requests():
+                    ready_ns = self._plan_and_launch(now_ns)
+            if ready_ns >= 0:
+                now_ns = ready_ns
+            if ready_ns < 0 or len(ends_ns) == self._depth:  # wait for the oldest step in flight
                 leap = self._leap
                 if leap is not None:
                     if not is_quiet_until(leap.last_pop_ns):
@@ -193,6 +193,10 @@ class Replica:
             plan = self._plan(now_ns)
             num_seqs = self.core.num_seqs(plan)
         if num_seqs:
+            if self._decodes_on and not (plan.entries or plan.preempted) and self.core.can_decode_on():
+                ready_ns = self._decode_on(now_ns, is_planned=True)
+                if ready_ns >= 0:
+                    return ready_ns
             shape = self.core.launch(plan)
             return (self._launch if plan.entries else self._launch_batch)(shape, now_ns, plan)
         self._refuse_deadlock(plan)
@@ -228,12 +232,7 @@ class Replica:
                 first_update_ns = self._update_step_ns + core.in_flight[0].num_seqs * self._update_sequence_ns
             leap: Leap | GrowthLeap
             if core.speculation is None:
-                run = self._model.decode_run(shape, pops)
-                is_async = self._depth > 1
-                if is_async and run[0] == pops and self._on_plan is None:
-                    ready_ns = self._leap_at_once(run, start_ns, host_ns, first_update_ns, update_ns, described)
-                    if ready_ns >= 0:
-                        return ready_ns
+                run, is_async = self._model.decode_run(shape, pops), self._depth > 1
                 leap = Leap(
                     self._model, shape, run, pops, start_ns, host_ns, first_update_ns, update_ns, is_async, described
                 )
@@ -247,35 +246,72 @@ class Replica:
             self._step_rows += pack_step(start_ns, 1, duration_ns, 0, duration_ns, 0, *described, in_domain)
         return self._start(start_ns, duration_ns, now_ns + host_ns, plan)
 
-    def _leap_at_once(
-        self,
-        run: Run,
-        start_ns: int,
-        host_ns: int,
-        first_update_ns: int,
-        update_ns: int,
-        described: tuple[int, ...],
-    ) -> int:
-        """Most leaps of an asynchronous engine: the device sets the pace, and nothing can happen before the last pop.
+    def _decode_on(self, now_ns: int, *, is_planned: bool = False) -> int:
+        """Leap from change to change while nobody does anything but decode; see `EngineCore.can_decode_on`.
 
-        Such a leap is over as soon as it begins: nobody can ask how far it is, or cut it short. Returns when the host
-        is ready again; -1, with nothing done, where this is not such a leap.
+        Most leaps of an asynchronous engine are over as soon as they begin: the device sets the pace, and nothing else
+        can happen before the last pop, so nobody can ask how far such a leap is or cut it short. One that does not end
+        so is left in `_leap`. `is_planned`: the next step's blocks are taken, and there is one leap at most.
+
+        Returns when the host is ready again; -1 where not even one leap can begin.
         """
-        pops, first_ns, increment_ns, in_domain = run
-        if shortest_ns(first_ns, pops, increment_ns) < host_ns + max(first_update_ns, update_ns):
-            return -1
-        last = pops - 1
-        last_pop_ns = start_ns + last * first_ns + increment_ns * (last * (last - 1) // 2)
-        if not self._timeline.is_quiet_until(last_pop_ns):
-            return -1
-        seqs = described[0]
-        self._step_rows += pack_step(
-            start_ns, pops, first_ns, increment_ns, first_ns, increment_ns, *described, in_domain
-        )
-        delivery = self.core.finish_leap(pops, start_ns, last_pop_ns)
-        self._gap_rows += pack_gap(start_ns + first_ns, last, first_ns, increment_ns, seqs, 0)
-        self._device_free_ns = self._ends_ns[0] = last_pop_ns + first_ns + last * increment_ns
-        return self._hand_out(delivery, last_pop_ns, seqs)
+        core, timeline, model = self.core, self._timeline, self._model
+        ledger, scheduler, kv = core.ledger, self.scheduler, self.scheduler.kv
+        batch, flying, most_seqs, ready_ns = ledger.batch, core.in_flight[0], core.most_decodes, -1
+        while True:
+            step = ledger.launched + 1
+            if ledger.joining or (ledger.skips and ledger.skips[0][0] <= step):
+                ledger.open_step(step)
+            seqs = batch.seqs
+            if not seqs or seqs > most_seqs:
+                return ready_ns
+            taken = 0 if is_planned else batch.blocks_taken(step)
+            free_blocks = kv.num_free_blocks - taken
+            more = ledger.pops_until_change(step) - 1
+            if more * seqs > free_blocks:
+                if free_blocks < 0:
+                    return ready_ns
+                more = batch.steps_within_blocks(step, free_blocks, more)
+            if more < 1:
+                return ready_ns
+            shape = batch.shape(step)
+            run = model.decode_run(shape, more + 1)
+            steps, first_ns, increment_ns, in_domain = run
+            host_ns = self._schedule_step_ns + seqs * self._schedule_sequence_ns
+            update_ns = self._update_step_ns + seqs * self._update_sequence_ns
+            first_update_ns = self._update_step_ns + flying.num_seqs * self._update_sequence_ns
+            start_ns = now_ns + host_ns
+            if start_ns < self._device_free_ns:
+                start_ns = self._device_free_ns
+            if taken:
+                kv.take(taken)
+            scheduler.has_finished_unreported = False
+            last = steps - 1
+            last_ns = first_ns + last * increment_ns
+            last_pop_ns = start_ns + (first_ns + last_ns - increment_ns) * last // 2
+            held, cached = kv.num_usable_blocks - free_blocks, kv.num_cached_free_blocks
+            shortest_ns = first_ns if increment_ns > 0 else last_ns
+            if (
+                not last
+                or shortest_ns < host_ns + (first_update_ns if first_update_ns > update_ns else update_ns)
+                or not timeline.is_quiet_until(last_pop_ns)
+            ):
+                core.begin_step(step)
+                described = (seqs, 0, 0, 0, len(scheduler.running), len(scheduler.waiting), held, cached, 0)
+                self._leap = Leap(
+                    model, shape, run, more + 1, start_ns, host_ns, first_update_ns, update_ns, True, described
+                )
+                return self._start(start_ns, self._leap.first_duration_ns, now_ns + host_ns, _DECODES)
+            self._step_rows += pack_step(
+                start_ns, steps, first_ns, increment_ns, first_ns, increment_ns,
+                seqs, 0, 0, 0, len(scheduler.running), len(scheduler.waiting), held, cached, 0, in_domain,
+            )  # fmt: skip
+            delivery = core.leap_on(last, start_ns, last_pop_ns)
+            self._gap_rows += pack_gap(start_ns + first_ns, last, first_ns, increment_ns, seqs, 0)
+            self._device_free_ns = self._ends_ns[0] = last_pop_ns + last_ns
+            ready_ns = now_ns = self._hand_out(delivery, last_pop_ns, seqs)
+            if is_planned or self._inbox or not timeline.is_quiet_until(now_ns):
+                return now_ns
 
     def _leap_drafting(
         self, shape: StepShape, pops: int, times_ns: tuple[int, int, int, int], described: tuple[int, ...]
