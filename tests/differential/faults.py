@@ -67,13 +67,20 @@ def _put_off_take(kv):
         kv.num_free_blocks -= count
         del kv.take
 
+    def as_if_not_taken(original):
+        def call(*arguments):
+            kv.num_free_blocks += sum(owed)
+            original(*arguments)
+            kv.num_free_blocks -= sum(owed)
+
+        return call
+
     def settle():
-        vars(kv).pop("take", None)
-        for count in owed:
-            kv.num_free_blocks += count
-            kv.take(count)
+        for name in ("take", "_evict", "_put_unnamed"):
+            vars(kv).pop(name, None)
 
     kv.take = take
+    kv._evict, kv._put_unnamed = as_if_not_taken(kv._evict), as_if_not_taken(kv._put_unnamed)
     return settle
 
 

@@ -50,8 +50,10 @@ class Watched(KVCacheManager):
             else:
                 names += [Name(extent.owner, index) for index in reversed(range(extent.low, extent.high))]
             extent = extent.after
-        self.counts["takings put off"] += self._num_owed > 0
-        return [None] * self._num_unnamed + names[self._num_owed :]
+        queued = min(self._num_queued_free, self.num_free_blocks)
+        taken = len(names) - queued
+        self.counts["takings put off"] += taken > 0
+        return [None] * (self.num_free_blocks - queued) + names[taken:]
 
 
 class Player:

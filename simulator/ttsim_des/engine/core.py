@@ -362,9 +362,7 @@ class EngineCore:
         ledger, flying = self.ledger, self.in_flight[0]
         batch, step = ledger.batch, ledger.launched + 1
         ledger.stamp(flying.firsts, first_pop_ns)
-        taken = batch.blocks_taken_after(step, extra)
-        if taken:
-            self.scheduler.kv.take(taken)
+        self.scheduler.kv.num_free_blocks -= batch.blocks_taken_after(step, extra)
         ledger.launched = step + extra
         ledger.popped += extra + 1
         ledger.last_pop_ns = last_pop_ns

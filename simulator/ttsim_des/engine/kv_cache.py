@@ -47,18 +47,20 @@ Holding = tuple[Extent, int]
 class KVCacheManager:
     """Who holds which block. `can_admit` asks, `admit` and `allocate` do; a freed block is not forgotten.
 
-    The free queue begins with blocks without a name, of which only the number counts; extents follow.
+    The free queue begins with blocks without a name, of which only the number counts; extents follow. Taking blocks is
+    a subtraction: which extents they come from shows when the next prefix is looked up.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self.block_size = config.block_size
         self.num_usable_blocks = config.num_gpu_blocks - 1  # block 0 is vLLM's null block
         self.num_free_blocks = self.num_usable_blocks
-        self._num_unnamed = self.num_usable_blocks
-        """At the head of the free queue; where unnamed blocks join its end, those that have done so are extents."""
-        self._num_unnamed_behind = 0
-        self._num_owed = 0
-        """Blocks of the extents at the queue's head that are taken but still lie there, until a prefix is looked up."""
+        self._num_queued = 0
+        """Blocks of the extents in the free queue, those included that are taken but still lie there."""
+        self._num_queued_free = 0
+        """Those of them that are free; no more than `num_free_blocks` are, whatever this says."""
+        self._num_unnamed_queued = 0
+        """Those without a name, in older engines, where such blocks join the end of the queue."""
         self._caching = config.enable_prefix_caching
         self._unnamed_first = config.free_unhashed_first
         self._queue = Extent(None, 0, 0, 0)  # a ring: `after` is the head of the free queue, `before` its end
@@ -73,7 +75,10 @@ class KVCacheManager:
     @property
     def num_cached_free_blocks(self) -> int:
         """Free blocks with a name."""
-        return self.num_free_blocks - self._num_unnamed - self._num_unnamed_behind
+        if self._num_unnamed_queued:
+            self._evict()
+        free, queued = self.num_free_blocks, self._num_queued_free
+        return (queued if queued < free else free) - self._num_unnamed_queued
 
     def find_prefix(self, request: Request) -> list[Piece]:
         """The longest cached prefix, piece by piece in order from block 0 on.
@@ -82,8 +87,7 @@ class KVCacheManager:
         """
         hits: list[Piece] = []
         if self._caching:
-            if self._num_owed:
-                self._evict()
+            self._evict()
             block_size, low = self.block_size, 0
             limit = (request.prompt_tokens + request.num_output_tokens - 1) // block_size
             for owner, end in request.prompt:
@@ -122,6 +126,8 @@ class KVCacheManager:
                 extent.before.after, extent.after.before = extent.after, extent.before
                 extent.before = extent.after = _NOWHERE
                 self.num_free_blocks -= high - low
+                self._num_queued -= high - low
+                self._num_queued_free -= high - low
             extent.refs += 1
             request.holdings.append((extent, high - low))
         if hits:
@@ -149,17 +155,8 @@ class KVCacheManager:
 
     def take(self, count: int) -> None:
         """Take blocks from the head of the free queue; named ones are forgotten, from the top of their extent down."""
-        assert count > 0
         self.num_free_blocks -= count
-        left = self._num_unnamed - count
-        if left >= 0:
-            self._num_unnamed = left
-            return
         assert self.num_free_blocks >= 0, "more blocks taken than are free"
-        self._num_unnamed = 0
-        self._num_owed -= left
-        if not self._unnamed_first:  # how many of them have no name counts now
-            self._evict()
 
     def register(self, request: Request, num_tokens: int) -> None:
         """Name the blocks that the first `num_tokens` tokens fill, so that others can hit them."""
@@ -210,6 +207,8 @@ class KVCacheManager:
                     last = extent
         last.after, queue.before = queue, last
         self.num_free_blocks += freed
+        self._num_queued += freed
+        self._num_queued_free += freed
         holdings.clear()
         request.num_blocks = request.num_registered_blocks = 0
         request.growing = False
@@ -257,42 +256,47 @@ class KVCacheManager:
         request.growing = True
 
     def _evict(self) -> None:
-        """Let go what is owed: extents at the queue's head, and the top of the next one."""
-        queue, extents, owed = self._queue, self._extents, self._num_owed
+        """Let go what is taken: extents at the queue's head, and the top of the next one."""
+        queue, extents = self._queue, self._extents
+        self._num_queued_free = stay = min(self._num_queued_free, self.num_free_blocks)
+        taken, self._num_queued = self._num_queued - stay, stay
         extent = queue.after
-        while owed and (size := extent.high - extent.low) <= owed:
+        while taken and (size := extent.high - extent.low) <= taken:
             owner, after = extent.owner, extent.after
             extent.high = extent.low
             extent.before = extent.after = _NOWHERE
             if owner is None:
-                self._num_unnamed_behind -= size
+                self._num_unnamed_queued -= size
             else:
                 copies = extents[owner]
                 if len(copies) == 1:
                     del extents[owner]
                 else:
                     copies.remove(extent)
-            extent, owed = after, owed - size
+            extent, taken = after, taken - size
         if extent is not queue.after:
             queue.after, extent.before = extent, queue
-        if owed:
-            extent.high -= owed
+        if taken:
+            extent.high -= taken
             if extent.owner is None:
-                self._num_unnamed_behind -= owed
-        self._num_owed = 0
+                self._num_unnamed_queued -= taken
 
     def _put_unnamed(self, count: int) -> None:
         """Blocks without a name become free."""
-        self.num_free_blocks += count
-        if self._unnamed_first:
-            self._num_unnamed += count
+        if self._unnamed_first:  # before what is queued, but not for those who have taken blocks before
+            if self._num_queued_free > self.num_free_blocks:
+                self._num_queued_free = self.num_free_blocks
+            self.num_free_blocks += count
             return
-        self._num_unnamed_behind += count
         last = self._queue.before
         if last.owner is None and last is not self._queue:
             last.high += count
         else:
             self._link_before(self._queue, Extent(None, 0, count, 0))
+        self.num_free_blocks += count
+        self._num_queued += count
+        self._num_queued_free += count
+        self._num_unnamed_queued += count
 
     def _split(self, extent: Extent, at: int) -> Extent:
         """Cut an extent in two at block `at`; returns the upper one, which comes first in the free queue."""

@@ -283,8 +283,7 @@ class Replica:
             start_ns = now_ns + host_ns
             if start_ns < self._device_free_ns:
                 start_ns = self._device_free_ns
-            if taken:
-                kv.take(taken)
+            kv.num_free_blocks = free_blocks
             scheduler.has_finished_unreported = False
             last = steps - 1
             last_ns = first_ns + last * increment_ns
