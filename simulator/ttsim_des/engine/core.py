@@ -153,7 +153,9 @@ class EngineCore:
         That is, if nobody is admitted: the caller knows whether somebody waits.
         """
         flying = self.in_flight
-        return not (len(flying) != 1 or not flying[0].num_seqs or self._is_explicit or self.ledger.prefilling)
+        if len(flying) != 1 or not flying[0].num_seqs or flying[0].stale:
+            return False
+        return not (self._is_explicit or self.ledger.prefilling)
 
     def launch_batch(self, step: int) -> StepShape:
         """The step in which the batch, and nobody else, computes something; returns its shape."""

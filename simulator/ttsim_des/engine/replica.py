@@ -250,10 +250,11 @@ class Replica:
         """Leap from change to change while nobody does anything but decode; see `EngineCore.can_decode_on`.
 
         Most leaps of an asynchronous engine are over as soon as they begin: the device sets the pace, and nothing else
-        can happen before the last pop, so nobody can ask how far such a leap is or cut it short. One that does not end
-        so is left in `_leap`. `is_planned`: the next step's blocks are taken, and there is one leap at most.
+        can happen before the last pop, so nobody can ask how far such a leap is or cut it short. The same goes for a
+        single step. The first that does not end so is left in `_leap`, or on the device. `is_planned`: the next step's
+        blocks are taken, and no other follows it here.
 
-        Returns when the host is ready again; -1 where not even one leap can begin.
+        Returns when the host is ready again; -1 where blocks or tokens may not suffice for all, or nobody decodes.
         """
         core, timeline, model = self.core, self._timeline, self._model
         ledger, scheduler, kv = core.ledger, self.scheduler, self.scheduler.kv
@@ -265,52 +266,58 @@ class Replica:
             seqs = batch.seqs
             if not seqs or seqs > most_seqs:
                 return ready_ns
-            taken = 0 if is_planned else batch.blocks_taken(step)
-            free_blocks = kv.num_free_blocks - taken
-            more = ledger.pops_until_change(step) - 1
-            if more * seqs > free_blocks:
+            free_blocks = kv.num_free_blocks
+            if not is_planned:
+                free_blocks -= batch.blocks_taken(step)
+            pops = ledger.pops_until_change(step)
+            if pops * seqs > free_blocks:
                 if free_blocks < 0:
                     return ready_ns
-                more = batch.steps_within_blocks(step, free_blocks, more)
-            if more < 1:
-                return ready_ns
+                pops = 1 + batch.steps_within_blocks(step, free_blocks, pops - 1)
             shape = batch.shape(step)
-            run = model.decode_run(shape, more + 1)
+            run = model.decode_run(shape, pops)
             steps, first_ns, increment_ns, in_domain = run
+            last = steps - 1
+            last_ns = first_ns + last * increment_ns
             host_ns = self._schedule_step_ns + seqs * self._schedule_sequence_ns
-            update_ns = self._update_step_ns + seqs * self._update_sequence_ns
             first_update_ns = self._update_step_ns + flying.num_seqs * self._update_sequence_ns
+            update_ns = self._update_step_ns + seqs * self._update_sequence_ns
             start_ns = now_ns + host_ns
             if start_ns < self._device_free_ns:
                 start_ns = self._device_free_ns
+            last_pop_ns = start_ns + (first_ns + last_ns - increment_ns) * last // 2
+            is_over = timeline.is_quiet_until(last_pop_ns)
+            if last:
+                host_ns += first_update_ns if first_update_ns > update_ns else update_ns
+                is_over &= (first_ns if increment_ns > 0 else last_ns) >= host_ns
             kv.num_free_blocks = free_blocks
             scheduler.has_finished_unreported = False
-            last = steps - 1
-            last_ns = first_ns + last * increment_ns
-            last_pop_ns = start_ns + (first_ns + last_ns - increment_ns) * last // 2
             held, cached = kv.num_usable_blocks - free_blocks, kv.num_cached_free_blocks
-            shortest_ns = first_ns if increment_ns > 0 else last_ns
-            if (
-                not last
-                or shortest_ns < host_ns + (first_update_ns if first_update_ns > update_ns else update_ns)
-                or not timeline.is_quiet_until(last_pop_ns)
-            ):
+            if is_over or pops == 1:
+                self._step_rows += pack_step(
+                    start_ns, steps, first_ns, increment_ns, first_ns, increment_ns,
+                    seqs, 0, 0, 0, len(scheduler.running), len(scheduler.waiting), held, cached, 0, in_domain,
+                )  # fmt: skip
+            if not is_over:
+                host_ns = self._schedule_step_ns + seqs * self._schedule_sequence_ns
                 core.begin_step(step)
-                described = (seqs, 0, 0, 0, len(scheduler.running), len(scheduler.waiting), held, cached, 0)
-                self._leap = Leap(
-                    model, shape, run, more + 1, start_ns, host_ns, first_update_ns, update_ns, True, described
-                )
-                return self._start(start_ns, self._leap.first_duration_ns, now_ns + host_ns, _DECODES)
-            self._step_rows += pack_step(
-                start_ns, steps, first_ns, increment_ns, first_ns, increment_ns,
-                seqs, 0, 0, 0, len(scheduler.running), len(scheduler.waiting), held, cached, 0, in_domain,
-            )  # fmt: skip
+                if pops > 1:
+                    described = (seqs, 0, 0, 0, len(scheduler.running), len(scheduler.waiting), held, cached, 0)
+                    leap = self._leap = Leap(
+                        model, shape, run, pops, start_ns, host_ns, first_update_ns, update_ns, True, described
+                    )
+                    first_ns = leap.first_duration_ns
+                return self._start(start_ns, first_ns, now_ns + host_ns, _DECODES)
             delivery = core.leap_on(last, start_ns, last_pop_ns)
-            self._gap_rows += pack_gap(start_ns + first_ns, last, first_ns, increment_ns, seqs, 0)
+            delivered_ns = last_pop_ns + first_update_ns
+            if last:
+                self._gap_rows += pack_gap(start_ns + first_ns, last, first_ns, increment_ns, seqs, 0)
+                delivered_ns = last_pop_ns + update_ns
             self._device_free_ns = self._ends_ns[0] = last_pop_ns + last_ns
-            ready_ns = now_ns = self._hand_out(delivery, last_pop_ns, seqs)
-            if is_planned or self._inbox or not timeline.is_quiet_until(now_ns):
-                return now_ns
+            self._hand_out(delivery, last_pop_ns, delivered_ns)
+            if is_planned or self._inbox or not timeline.is_quiet_until(delivered_ns):
+                return delivered_ns
+            ready_ns = now_ns = delivered_ns
 
     def _leap_drafting(
         self, shape: StepShape, pops: int, times_ns: tuple[int, int, int, int], described: tuple[int, ...]
@@ -363,12 +370,17 @@ class Replica:
         if self._inbox:
             self._take_cancels(now_ns)
         self._ends_ns.popleft()
-        seqs = self.core.in_flight[0].num_seqs
-        return self._hand_out(self.core.deliver(now_ns), now_ns, seqs)
+        delivered_ns = now_ns + self._update_ns(self.core.in_flight[0].num_seqs)
+        self._hand_out(self.core.deliver(now_ns), now_ns, delivered_ns)
+        return delivered_ns
 
-    def _hand_out(self, delivery: Delivery, now_ns: int, seqs: int) -> int:
-        """Tell the client side what a step of `seqs` sequences brought; returns when the host is ready again."""
-        self._delivered_ns = delivered_ns = now_ns + self._update_step_ns + seqs * self._update_sequence_ns
+    def _update_ns(self, seqs: int) -> int:
+        """How long the host needs for the results of a step of so many sequences."""
+        return self._update_step_ns + seqs * self._update_sequence_ns
+
+    def _hand_out(self, delivery: Delivery, now_ns: int, delivered_ns: int) -> None:
+        """Tell the client side what the end of a step brought."""
+        self._delivered_ns = delivered_ns
         milestones, finished = delivery
         for request in milestones:
             self._listener.on_milestone(request, delivered_ns)
@@ -376,7 +388,6 @@ class Replica:
         for request in finished:
             request.finish_ns, request.delivered_ns = now_ns, delivered_ns
             self._listener.on_finish(request, delivered_ns, is_alone=is_alone)
-        return delivered_ns
 
     def _drain(self, now_ns: int) -> None:
         core = self.core
@@ -442,7 +453,9 @@ class Replica:
                 delivery = core.finish_leap(pops, leap.first_pop_ns, pop_ns)
                 leap.record(self._recorder, pops)
                 self._ends_ns.popleft()
-                return self._hand_out(delivery, pop_ns, seqs)
+                delivered_ns = pop_ns + self._update_ns(seqs)
+                self._hand_out(delivery, pop_ns, delivered_ns)
+                return delivered_ns
             # An input may be a cancel, which acts before the last pop's tokens are handled.
             core.leap(pops - 1, leap.first_pop_ns, leap.pop_ns(pops - 2))
         leap.record(self._recorder, pops - 1)
