@@ -10,7 +10,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 
 from ttsim_des.engine.request import DECODING, Place, Request
-from ttsim_des.latency.shape import StepShape
+from ttsim_des.latency.shape import StepShape, new_tuple
 
 
 class DecodeBatch:
@@ -50,12 +50,12 @@ class DecodeBatch:
 
     def shape(self, step: int) -> StepShape:
         """The shape of a step of these sequences alone, of which there is one at least."""
-        seqs, largest = self.seqs, self._largest
-        negative_base, serial, request = largest[0]
+        seqs = self.seqs
+        negative_base, serial, request = self._largest[0]
         while request.place is not DECODING or request.serial != serial:
-            heappop(largest)
-            negative_base, serial, request = largest[0]
-        return tuple.__new__(StepShape, (seqs, self._base_sum + seqs * step, step - negative_base, (), seqs, 0, 0))
+            heappop(self._largest)
+            negative_base, serial, request = self._largest[0]
+        return new_tuple(StepShape, (seqs, self._base_sum + seqs * step, step - negative_base, (), seqs, 0, 0))
 
     def num_tokens(self, step: int) -> int:
         """Tokens that a step computes for these sequences."""

@@ -32,7 +32,7 @@ from ttsim_des.engine.scheduler import Plan, Scheduler
 from ttsim_des.engine.speculation import DraftState
 from ttsim_des.errors import NotValidError
 from ttsim_des.latency.many_steps import ComingSteps
-from ttsim_des.latency.shape import PrefillChunk, StepShape
+from ttsim_des.latency.shape import PrefillChunk, StepShape, new_tuple
 from ttsim_des.records.recorder import DraftCounts
 
 MAX_FRUITLESS_PREEMPTIONS = 10_000
@@ -52,8 +52,10 @@ class Step:
         self.stale: Sequence[Request] = ()
 
 
-Delivery = tuple[list[Request], list[Request]]
+Delivery = tuple[Sequence[Request], Sequence[Request]]
 """What the end of a step brings, each in schedule order: requests that passed a milestone, requests that ended."""
+
+_TOKENS_ONLY: Delivery = ((), ())
 
 
 class EngineCore:
@@ -206,7 +208,7 @@ class EngineCore:
                 ctx_sum += context
                 ctx_max = max(ctx_max, context)
             else:
-                chunks.append(tuple.__new__(PrefillChunk, (num_tokens, computed_before)))
+                chunks.append(new_tuple(PrefillChunk, (num_tokens, computed_before)))
         if self._is_explicit:
             flying.entries = plan.entries
             if proposed and self.depth > 1:
@@ -336,7 +338,7 @@ class EngineCore:
         """The oldest step in flight is back: tokens, in schedule order; requests that end leave."""
         step = self.in_flight.pop(0)
         if not step.num_seqs:
-            return [], []
+            return _TOKENS_ONLY
         ledger = self.ledger
         ledger.popped += 1
         if step.entries is not None:
@@ -374,11 +376,13 @@ class EngineCore:
 
     def _deliver_ends(self, stale: Sequence[Request], now_ns: int) -> Delivery:
         """Milestones and ends of this step, in schedule order; `stale` ones get their token now."""
-        milestones: list[Request] = []
-        finished: list[Request] = []
         ledger = self.ledger
         ends, popped = ledger.ends, ledger.popped
-        due = list(stale)
+        if not stale and not (ends and ends[0][0] <= popped):
+            return _TOKENS_ONLY
+        milestones: list[Request] = []
+        finished: list[Request] = []
+        due = [*stale]
         while ends and ends[0][0] <= popped:
             _, serial, request = heappop(ends)
             if request.serial == serial and request.place is not ELSEWHERE:

@@ -14,6 +14,7 @@ from ttsim_des.engine.config import EngineConfig
 from ttsim_des.engine.kv_cache import KVCacheManager, Piece
 from ttsim_des.engine.request import RUNNING, WAITING, PromptSegment, Request, Scheduled
 from ttsim_des.engine.request_queue import QUEUES, RequestQueue
+from ttsim_des.latency.shape import new_tuple
 
 
 @dataclass(slots=True)
@@ -253,7 +254,7 @@ class Scheduler:
         request.first_hit_tokens = request.cached_tokens = num_cached
         request.num_computed_tokens, request.computed_tokens = num_cached + num_tokens, num_tokens
         request.num_output_placeholders = other.num_output_placeholders
-        plan.entries.append(tuple.__new__(Scheduled, (request, *twin[1:])))
+        plan.entries.append(new_tuple(Scheduled, (request, *twin[1:])))
         return True
 
     def commit(self, request: Request, num_tokens: int, *, is_padded: bool = False) -> Scheduled:
@@ -283,7 +284,7 @@ class Scheduler:
             request.num_output_placeholders += 1 + num_drafts
         is_decode = num_tokens - num_drafts == 1 and computed_before >= request.prompt_tokens and not is_padded
         parts = (request, num_tokens, computed_before, samples, request.preemptions, is_decode, num_drafts)
-        return tuple.__new__(Scheduled, parts)  # a third of what the class's own constructor takes
+        return new_tuple(Scheduled, parts)
 
     def _take_drafts(self, request: Request) -> tuple[bool, int]:
         """Whether the tokens just counted reach the last known or awaited one, and how many drafts are among them."""

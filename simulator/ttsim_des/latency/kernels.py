@@ -21,7 +21,7 @@ from ttsim_des.latency.interpolate import Curve
 from ttsim_des.latency.knots import KnotRow
 from ttsim_des.latency.many_steps import ComingSteps, Times
 from ttsim_des.latency.profile import GpuProfile
-from ttsim_des.latency.shape import PrefillChunk, Run, StepShape
+from ttsim_des.latency.shape import PrefillChunk, Run, StepShape, new_tuple
 from ttsim_des.latency.unequal import UnequalContexts
 from ttsim_des.units import NS_PER_US
 
@@ -136,7 +136,7 @@ class KernelStepModel:
                 slope_ns += more_ns
                 if holds < steps:
                     steps = holds
-        return tuple.__new__(Run, (steps, first_ns, slope_ns, in_domain))
+        return new_tuple(Run, (steps, first_ns, slope_ns, in_domain))
 
     def draft_steps(self, shape: StepShape, steps: ComingSteps) -> Times:
         """Many steps of a batch that drafts; see `ManyStepsModel`."""
