@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from operator import mul
 
 from ttsim_des.errors import bad_input
 from ttsim_des.latency.interpolate import Curve, Weights, bracket, isotonic, last_slope
@@ -34,25 +35,43 @@ class DecodeAttention:
             (weight, _decode_curves(profile, near_heads, near_kv, head_dim, kv_dtype))
             for near_heads, near_kv, weight in _near(profile, "decode_attention", heads, kv_heads, head_dim, kv_dtype)
         ]
-        self.max_batch = min(max(curves) for _, curves in self._corners)
+        self._batches = [sorted(curves) for _, curves in self._corners]
+        self.max_batch = min(batches[-1] for batches in self._batches)
+        self._points: dict[tuple[int, ...], tuple[tuple[float, ...], list[tuple[float, ...]]]] = {}
 
     def curve(self, batch: int) -> Curve:
         """Microseconds against the (mean) context for `batch` sequences, never falling."""
-        parts: list[tuple[float, Curve]] = []
-        for weight, curves in self._corners:
-            largest = max(curves)
-            scale = max(1.0, batch / largest)
-            parts += [(weight * share * scale, curves[near]) for near, share in bracket(batch, sorted(curves))]
-        contexts = tuple(sorted({context for _, curve in parts for context in curve.x}))
-        latency_us = tuple(sum(weight * curve.at(context) for weight, curve in parts) for context in contexts)
-        return Curve(contexts, latency_us, sum(weight * curve.end_slope for weight, curve in parts))
+        nears: list[int] = []
+        weights: list[float] = []
+        parts: list[Curve] = []
+        for (weight, curves), batches in zip(self._corners, self._batches, strict=True):
+            scale = max(1.0, batch / batches[-1])
+            for near, share in bracket(batch, batches):
+                nears.append(near)
+                weights.append(weight * share * scale)
+                parts.append(curves[near])
+        contexts, columns = self._points.get(tuple(nears)) or self._points_of(tuple(nears), parts)
+        latency_us = tuple(sum(map(mul, weights, column)) for column in columns)
+        return Curve(contexts, latency_us, sum(map(mul, weights, (curve.end_slope for curve in parts))))
+
+    def _points_of(
+        self, nears: tuple[int, ...], parts: Sequence[Curve]
+    ) -> tuple[tuple[float, ...], list[tuple[float, ...]]]:
+        """The contexts of all these curves, and at each of them what each curve says: the same for many batch sizes."""
+        contexts = tuple(sorted({context for curve in parts for context in curve.x}))
+        columns = [tuple(curve.at(context) for curve in parts) for context in contexts]
+        self._points[nears] = contexts, columns
+        return contexts, columns
 
     def max_context(self, batch: int) -> float:
         """The longest context inside the measured domain for `batch` sequences; 0 beyond the largest batch."""
         if batch > self.max_batch:
             return 0
-        near = [curves[size] for _, curves in self._corners for size, _ in bracket(batch, sorted(curves))]
-        return min(curve.x[-1] for curve in near)
+        return min(
+            curves[size].x[-1]
+            for (_, curves), batches in zip(self._corners, self._batches, strict=True)
+            for size, _ in bracket(batch, batches)
+        )
 
 
 class PrefillAttention:

@@ -14,7 +14,7 @@ from ttsim_des.engine.request import Outcome, PromptSegment, Request
 from ttsim_des.scenario.schema import Workload
 from ttsim_des.simulation.pool import Pool
 from ttsim_des.timeline import ARRIVAL, REACTION, STEP_END, Event, Timeline
-from ttsim_des.workload.handle import Awaited, Delay, Process, Query, Reach, Sample, Spawn, Strategy, Timer, Wait
+from ttsim_des.workload.handle import Awaited, Delay, Join, Process, Query, Reach, Sample, Spawn, Strategy, Timer, Wait
 from ttsim_des.workload.queries import QuerySource, Verdict
 
 APPENDED_OWNERS = 1 << 40
@@ -162,16 +162,18 @@ class Client:
             return
         self._flush(run.query, now_ns + turnaround_ns)
         run.waits_for = wait
-        if isinstance(wait, Delay):
-            self._wake(run, [], now_ns + wait.delay_ns)
-        elif isinstance(wait, Reach):
-            if wait.sample.is_done or wait.sample.output_tokens >= wait.tokens:
-                self._wake(run, [wait.sample], now_ns)
-        else:
-            run.waited = frozenset(wait.samples)
-            run.missing = wait.needed - len([sample for sample in wait.samples if sample.done_ns >= 0])
-            if run.missing <= 0:
+        if isinstance(wait, Join):
+            waited, missing = wait
+            for sample in waited:
+                if sample.done_ns >= 0:
+                    missing -= 1
+            run.waited, run.missing = frozenset(waited), missing
+            if missing <= 0:
                 self._wake(run, self._done_of(run), now_ns)
+        elif isinstance(wait, Delay):
+            self._wake(run, [], now_ns + wait.delay_ns)
+        elif wait.sample.is_done or wait.sample.output_tokens >= wait.tokens:
+            self._wake(run, [wait.sample], now_ns)
 
     def _flush(self, query: Query, leaves_ns: int) -> None:
         """Send what the strategy spawned and cancelled."""
