@@ -90,7 +90,7 @@ class Player:
 
     def compare(self) -> None:
         assert self.runs.num_free_blocks == self.blocks.num_free_blocks
-        assert self.runs.num_cached_free_blocks == self.blocks.num_cached_free_blocks
+        assert self.runs.num_cached_free_blocks() == self.blocks.num_cached_free_blocks
         assert self.runs.free_names() == self.blocks.free_names()
         for request in self.running:
             assert request.num_blocks == len(self.blocks.held[request.request_id])

@@ -72,7 +72,6 @@ class KVCacheManager:
 
     # ---- asking ----
 
-    @property
     def num_cached_free_blocks(self) -> int:
         """Free blocks with a name."""
         if self._num_unnamed_queued:

@@ -292,7 +292,7 @@ class Replica:
                 is_over &= (first_ns if increment_ns > 0 else last_ns) >= host_ns
             kv.num_free_blocks = free_blocks
             scheduler.has_finished_unreported = False
-            held, cached = kv.num_usable_blocks - free_blocks, kv.num_cached_free_blocks
+            held, cached = kv.num_usable_blocks - free_blocks, kv.num_cached_free_blocks()
             if is_over or pops == 1:
                 self._step_rows += pack_step(
                     start_ns, steps, first_ns, increment_ns, first_ns, increment_ns,
@@ -351,7 +351,7 @@ class Replica:
         """The columns of the steps table from decode_seqs to preempted, of the step just planned."""
         scheduler, kv = self.scheduler, self.scheduler.kv
         running, waiting, preempted = len(scheduler.running), len(scheduler.waiting), len(plan.preempted)
-        held, cached = kv.num_usable_blocks - kv.num_free_blocks, kv.num_cached_free_blocks
+        held, cached = kv.num_usable_blocks - kv.num_free_blocks, kv.num_cached_free_blocks()
         return decode_seqs, prefill_seqs, prefill_tokens, draft_tokens, running, waiting, held, cached, preempted
 
     def _start(self, start_ns: int, duration_ns: int, ready_ns: int, plan: Plan) -> int:

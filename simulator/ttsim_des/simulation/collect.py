@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from ttsim_des.engine.request import Status
+from ttsim_des.engine.request import CANCELLED, Status
 from ttsim_des.records.long_table import LongTable, Part
 from ttsim_des.records.recorder import StepRecorder, drafts_table, gaps_table, steps_table
 from ttsim_des.records.store import BLOCK_BYTES, ColumnStore, row_packer, take_rows
@@ -101,7 +101,7 @@ def _query_row(run: QueryRun) -> bytes:
         output_tokens += tokens
         if first_ns >= 0 and not 0 <= first_token_ns <= first_ns:
             first_token_ns = first_ns
-        if sample.is_cancelled or (finish_ns >= 0 and request.delivered_ns > finish_ns):
+        if request.status is CANCELLED or (finish_ns >= 0 and request.delivered_ns > finish_ns):
             wasted_tokens += tokens
     return _pack_query(
         run.query.query_id,
