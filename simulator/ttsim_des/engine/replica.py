@@ -21,7 +21,7 @@ from ttsim_des.engine.scheduler import Plan
 from ttsim_des.errors import NotValidError
 from ttsim_des.latency.host import HostOverhead
 from ttsim_des.latency.many_steps import many_steps
-from ttsim_des.latency.shape import StepModel, StepShape
+from ttsim_des.latency.shape import Run, StepModel, StepShape
 from ttsim_des.records.recorder import StepRecorder
 from ttsim_des.records.tables import pack_gap, pack_step
 from ttsim_des.timeline import SCHEDULE, STEP_END, Event, Phase, Timeline
@@ -226,20 +226,10 @@ class Replica:
             start_ns = self._device_free_ns
         described = self._described(seqs, 0, 0, shape[5], plan)
         pops = core.num_pops_unchanged() if self._leaps and not plan.preempted else 1
-        if pops > 1:
-            first_update_ns = update_ns = self._update_step_ns + seqs * self._update_sequence_ns
-            if self._depth > 1:
-                first_update_ns = self._update_step_ns + core.in_flight[0].num_seqs * self._update_sequence_ns
-            leap: Leap | GrowthLeap
-            if core.speculation is None:
-                run, is_async = self._model.decode_run(shape, pops), self._depth > 1
-                leap = Leap(
-                    self._model, shape, run, pops, start_ns, host_ns, first_update_ns, update_ns, is_async, described
-                )
-            else:
-                leap = self._leap_drafting(shape, pops, (start_ns, host_ns, first_update_ns, update_ns), described)
-            self._leap = leap
-            duration_ns = leap.first_duration_ns
+        if pops > 1 and core.speculation is None:
+            duration_ns = self._begin_leap(shape, self._model.decode_run(shape, pops), pops, start_ns, described)
+        elif pops > 1:
+            duration_ns = self._begin_drafting_leap(shape, pops, start_ns, described)
         else:
             duration_ns = self._model.step_ns(shape)
             in_domain = self._model.in_domain(shape)
@@ -288,8 +278,8 @@ class Replica:
             last_pop_ns = start_ns + (first_ns + last_ns - increment_ns) * last // 2
             is_over = timeline.is_quiet_until(last_pop_ns)
             if last:
-                host_ns += first_update_ns if first_update_ns > update_ns else update_ns
-                is_over &= (first_ns if increment_ns > 0 else last_ns) >= host_ns
+                pace_ns = host_ns + (first_update_ns if first_update_ns > update_ns else update_ns)
+                is_over &= (first_ns if increment_ns > 0 else last_ns) >= pace_ns
             kv.num_free_blocks = free_blocks
             scheduler.has_finished_unreported = False
             held, cached = kv.num_usable_blocks - free_blocks, kv.num_cached_free_blocks()
@@ -299,14 +289,10 @@ class Replica:
                     seqs, 0, 0, 0, len(scheduler.running), len(scheduler.waiting), held, cached, 0, in_domain,
                 )  # fmt: skip
             if not is_over:
-                host_ns = self._schedule_step_ns + seqs * self._schedule_sequence_ns
                 core.begin_step(step)
                 if pops > 1:
                     described = (seqs, 0, 0, 0, len(scheduler.running), len(scheduler.waiting), held, cached, 0)
-                    leap = self._leap = Leap(
-                        model, shape, run, pops, start_ns, host_ns, first_update_ns, update_ns, True, described
-                    )
-                    first_ns = leap.first_duration_ns
+                    first_ns = self._begin_leap(shape, run, pops, start_ns, described)
                 return self._start(start_ns, first_ns, now_ns + host_ns, _DECODES)
             delivery = core.leap_on(last, start_ns, last_pop_ns)
             delivered_ns = last_pop_ns + first_update_ns
@@ -319,14 +305,28 @@ class Replica:
                 return delivered_ns
             ready_ns = now_ns = delivered_ns
 
-    def _leap_drafting(
-        self, shape: StepShape, pops: int, times_ns: tuple[int, int, int, int], described: tuple[int, ...]
-    ) -> GrowthLeap:
-        """The leap of a batch that drafts; `times_ns` as `GrowthLeap` takes them."""
-        steps = self.core.coming_steps(pops)
+    def _begin_leap(self, shape: StepShape, run: Run, pops: int, start_ns: int, described: tuple[int, ...]) -> int:
+        """The step just launched begins a leap; returns how long it takes. `run` is what the model says of it."""
+        is_async = self._depth > 1
+        leap = Leap(self._model, shape, run, pops, start_ns, *self._host_ns(shape[0]), is_async, described)
+        self._leap = leap
+        return leap.first_duration_ns
+
+    def _begin_drafting_leap(self, shape: StepShape, pops: int, start_ns: int, described: tuple[int, ...]) -> int:
+        """`_begin_leap` for a batch that drafts."""
+        core, is_async = self.core, self._depth > 1
+        steps = core.coming_steps(pops)
         durations_ns, in_domain = self._draft_steps(shape, steps)
-        extra = self.core.coming_extra_tokens(pops)
-        return GrowthLeap(durations_ns, in_domain, steps.draft_tokens, extra, *times_ns, self._depth > 1, described)
+        counts = steps.draft_tokens, core.coming_extra_tokens(pops)
+        leap = GrowthLeap(durations_ns, in_domain, *counts, start_ns, *self._host_ns(shape[0]), is_async, described)
+        self._leap = leap
+        return leap.first_duration_ns
+
+    def _host_ns(self, seqs: int) -> tuple[int, int, int]:
+        """In a leap of `seqs` sequences: host time for planning a step, for the first results, and for the others."""
+        first = self.core.in_flight[0].num_seqs if self._depth > 1 else seqs
+        schedule_ns = self._schedule_step_ns + seqs * self._schedule_sequence_ns
+        return schedule_ns, self._update_ns(first), self._update_ns(seqs)
 
     def _launch(self, shape: StepShape, now_ns: int, plan: Plan) -> int:
         """Start a planned step; returns when the host is ready again."""
