@@ -50,7 +50,7 @@ class Watched(KVCacheManager):
             else:
                 names += [Name(extent.owner, index) for index in reversed(range(extent.low, extent.high))]
             extent = extent.after
-        queued = min(self._num_queued_free, self.num_free_blocks)
+        queued = min(self._num_queued, self.num_free_blocks)
         taken = len(names) - queued
         self.counts["takings put off"] += taken > 0
         return [None] * (self.num_free_blocks - queued) + names[taken:]

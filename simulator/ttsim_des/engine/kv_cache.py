@@ -56,11 +56,11 @@ class KVCacheManager:
         self.num_usable_blocks = config.num_gpu_blocks - 1  # block 0 is vLLM's null block
         self.num_free_blocks = self.num_usable_blocks
         self._num_queued = 0
-        """Blocks of the extents in the free queue, those included that are taken but still lie there."""
-        self._num_queued_free = 0
-        """Those of them that are free; no more than `num_free_blocks` are, whatever this says."""
+        """Free blocks in the extents of the queue; where this is more than are free, the others are taken."""
+        self._num_gone = 0
+        """Beside them, blocks that were taken before unnamed ones became free, and lie there still."""
         self._num_unnamed_queued = 0
-        """Those without a name, in older engines, where such blocks join the end of the queue."""
+        """Blocks without a name there, in older engines, where such blocks join the end of the queue."""
         self._caching = config.enable_prefix_caching
         self._unnamed_first = config.free_unhashed_first
         self._queue = Extent(None, 0, 0, 0)  # a ring: `after` is the head of the free queue, `before` its end
@@ -76,7 +76,7 @@ class KVCacheManager:
         """Free blocks with a name."""
         if self._num_unnamed_queued:
             self._evict()
-        free, queued = self.num_free_blocks, self._num_queued_free
+        free, queued = self.num_free_blocks, self._num_queued
         return (queued if queued < free else free) - self._num_unnamed_queued
 
     def find_prefix(self, request: Request) -> list[Piece]:
@@ -126,7 +126,6 @@ class KVCacheManager:
                 extent.before = extent.after = _NOWHERE
                 self.num_free_blocks -= high - low
                 self._num_queued -= high - low
-                self._num_queued_free -= high - low
             extent.refs += 1
             request.holdings.append((extent, high - low))
         if hits:
@@ -207,7 +206,6 @@ class KVCacheManager:
         last.after, queue.before = queue, last
         self.num_free_blocks += freed
         self._num_queued += freed
-        self._num_queued_free += freed
         holdings.clear()
         request.num_blocks = request.num_registered_blocks = 0
         request.growing = False
@@ -256,9 +254,8 @@ class KVCacheManager:
 
     def _evict(self) -> None:
         """Let go what is taken: extents at the queue's head, and the top of the next one."""
-        queue, extents = self._queue, self._extents
-        self._num_queued_free = stay = min(self._num_queued_free, self.num_free_blocks)
-        taken, self._num_queued = self._num_queued - stay, stay
+        self._let_go()
+        queue, extents, taken, self._num_gone = self._queue, self._extents, self._num_gone, 0
         extent = queue.after
         while taken and (size := extent.high - extent.low) <= taken:
             owner, after = extent.owner, extent.after
@@ -280,11 +277,17 @@ class KVCacheManager:
             if extent.owner is None:
                 self._num_unnamed_queued -= taken
 
+    def _let_go(self) -> None:
+        """Queued blocks that are taken count as such: unnamed ones that become free do not make up for them."""
+        taken = self._num_queued - self.num_free_blocks
+        if taken > 0:
+            self._num_gone += taken
+            self._num_queued -= taken
+
     def _put_unnamed(self, count: int) -> None:
         """Blocks without a name become free."""
-        if self._unnamed_first:  # before what is queued, but not for those who have taken blocks before
-            if self._num_queued_free > self.num_free_blocks:
-                self._num_queued_free = self.num_free_blocks
+        if self._unnamed_first:
+            self._let_go()
             self.num_free_blocks += count
             return
         last = self._queue.before
@@ -294,7 +297,6 @@ class KVCacheManager:
             self._link_before(self._queue, Extent(None, 0, count, 0))
         self.num_free_blocks += count
         self._num_queued += count
-        self._num_queued_free += count
         self._num_unnamed_queued += count
 
     def _split(self, extent: Extent, at: int) -> Extent:
