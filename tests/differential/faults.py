@@ -150,6 +150,34 @@ def _frees_to_the_wrong_end(original):
     return put
 
 
+def _freed_blocks_make_up_for_taken_ones(original):
+    """Named blocks that were taken before unnamed ones became free keep their names."""
+
+    def put(self, count):
+        if self._unnamed_first:
+            self.num_free_blocks += count
+        else:
+            original(self, count)
+
+    return put
+
+
+def _across_the_domains_edge(_original):
+    def runs(model, shape, steps, run):
+        found = [run]
+        while run.steps < steps:
+            passed, seqs = run.steps, shape.decode_seqs
+            steps -= passed
+            shape = shape._replace(
+                decode_ctx_sum=shape.decode_ctx_sum + passed * seqs, decode_ctx_max=shape.decode_ctx_max + passed
+            )
+            run = model.decode_run(shape, steps)
+            found.append(run)
+        return found
+
+    return runs
+
+
 def _newest_copy(original):
     return lambda copies, low, high: original(copies[::-1], low, high)
 
@@ -282,6 +310,11 @@ CODE_FAULTS = {
     "admission in a preempting step": ("engine.core:EngineCore.plan", _admits_in_a_preempting_step),
     "named blocks freed before unnamed": ("engine.kv_cache:KVCacheManager.free", _frees_named_blocks_first),
     "freed blocks at the wrong end": ("engine.kv_cache:KVCacheManager._put_unnamed", _frees_to_the_wrong_end),
+    "freed blocks make up for taken ones": (
+        "engine.kv_cache:KVCacheManager._put_unnamed",
+        _freed_blocks_make_up_for_taken_ones,
+    ),
+    "a leap across the domain's edge": ("engine.leap:decode_runs", _across_the_domains_edge),
     "newest copy handed out": ("engine.kv_cache:_oldest_copy", _newest_copy),
     "last token can be a hit": ("engine.kv_cache:KVCacheManager.find_prefix", _whole_prompt_is_a_hit),
     "hits in the free queue cost nothing": ("engine.kv_cache:KVCacheManager.can_admit", _hits_are_free),

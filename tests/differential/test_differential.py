@@ -47,7 +47,7 @@ RARE = {
     "empty steps": 1_000,
     "ended by max_model_len": 50,
     "steps bound by the host": 1_000,
-    "domain edges while only decoding": 50,
+    "domain edges while only decoding": 100,
     "milestones": 1_000,
     "leaps over as they begin": 1_000,
     "samples admitted alike": 300,
@@ -115,6 +115,7 @@ def caught(check):
 
 @pytest.mark.parametrize("name", faults.CODE_FAULTS)
 def test_fault_is_caught(name):
+    verdicts()  # without the fault
     with faults.planted(name):
         assert caught(differ.check) is not None
 

@@ -396,7 +396,7 @@ def _model(rng, on_grid):
         "pair_ns": rng.choice([0, rng.randint(1, 9)]),
         "piece": rng.choice([8, 16, 64]),
         "max_piece_ns": rng.choice([0, rng.randint(1, 300)]),
-        "domain": rng.choice([10**9, rng.randint(5, 200)]),
+        "domain": rng.choice([10**9, *[rng.randint(5, 80)] * 3]),
     }, constant
 
 
