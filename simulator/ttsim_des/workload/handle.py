@@ -116,23 +116,21 @@ Process = Generator[Wait, list[Sample], Sample | None]
 Strategy = Callable[["Query"], Process]
 
 
-class Spawn(NamedTuple):
-    """What a strategy asks for when it spawns; see `Query.spawn`."""
-
-    pool: str
-    parent: Sample | None
-    append_tokens: int
-    tokens: int | None
-    max_tokens: int | None
-    verdict: Verdict | None
-    tell_at: tuple[int, ...]
-
-
 class World(Protocol):
     """What a query asks of the simulation around it."""
 
-    def make_sample(self, query: Query, asked: Spawn) -> Sample:
-        """A sample with its request, not sent yet."""
+    def make_sample(
+        self,
+        query: Query,
+        pool: str,
+        parent: Sample | None,
+        append_tokens: int,
+        tokens: int | None,
+        max_tokens: int | None,
+        verdict: Verdict | None,
+        tell_at: tuple[int, ...],
+    ) -> Sample:
+        """A sample with its request, not sent yet; see `Query.spawn`."""
         ...
 
     def start_timer(self, query: Query, timer: Timer) -> None:
@@ -181,8 +179,7 @@ class Query:
         of the sample's progress (for `reach`).
         """
         told = tuple(sorted(set(tell_at))) if tell_at else ()
-        asked = (pool, parent, append_tokens, tokens, max_tokens, verdict, told)
-        sample = self.world.make_sample(self, tuple.__new__(Spawn, asked))  # the constructor takes longer
+        sample = self.world.make_sample(self, pool, parent, append_tokens, tokens, max_tokens, verdict, told)
         self.samples.append(sample)
         self.outbox.append(sample)
         return sample
