@@ -49,6 +49,12 @@ def test_version():
     assert CliRunner().invoke(main, ["--version"]).stdout.startswith("ttsim-des, version 0.")
 
 
+def test_python_runs_the_package():
+    shown = subprocess.run([sys.executable, "-m", "ttsim_des", "rnu"], capture_output=True, text=True, check=False)
+    assert shown.returncode == 2
+    assert shown.stderr.startswith("Usage: ttsim-des ")
+
+
 def test_list_has_every_bundled_name():
     everything = CliRunner().invoke(main, ["list"]).stdout
     for kind in ("scenarios", "gpus", "models", "engines"):

@@ -10,7 +10,8 @@ from __future__ import annotations
 from heapq import heappop, heappush
 
 from ttsim_des.engine.request import DECODING, Place, Request
-from ttsim_des.latency.shape import StepShape, new_tuple
+from ttsim_des.latency.shape import StepShape
+from ttsim_des.tuples import new_tuple
 
 
 class DecodeBatch:

@@ -32,8 +32,9 @@ from ttsim_des.engine.scheduler import Plan, Scheduler
 from ttsim_des.engine.speculation import DraftState
 from ttsim_des.errors import NotValidError
 from ttsim_des.latency.many_steps import ComingSteps
-from ttsim_des.latency.shape import PrefillChunk, StepShape, new_tuple
+from ttsim_des.latency.shape import PrefillChunk, StepShape
 from ttsim_des.records.recorder import DraftCounts
+from ttsim_des.tuples import new_tuple
 
 MAX_FRUITLESS_PREEMPTIONS = 10_000
 

@@ -14,7 +14,7 @@ from ttsim_des.engine.config import EngineConfig
 from ttsim_des.engine.kv_cache import KVCacheManager, Piece
 from ttsim_des.engine.request import RUNNING, WAITING, PromptSegment, Request, Scheduled
 from ttsim_des.engine.request_queue import QUEUES, RequestQueue
-from ttsim_des.latency.shape import new_tuple
+from ttsim_des.tuples import new_tuple
 
 
 @dataclass(slots=True)

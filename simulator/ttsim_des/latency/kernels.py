@@ -21,8 +21,9 @@ from ttsim_des.latency.interpolate import Curve
 from ttsim_des.latency.knots import KnotRow
 from ttsim_des.latency.many_steps import ComingSteps, Times
 from ttsim_des.latency.profile import GpuProfile
-from ttsim_des.latency.shape import PrefillChunk, Run, StepShape, new_tuple
+from ttsim_des.latency.shape import PrefillChunk, Run, StepShape
 from ttsim_des.latency.unequal import UnequalContexts
+from ttsim_des.tuples import new_tuple
 from ttsim_des.units import NS_PER_US
 
 ACTIVATION_BYTES = 2

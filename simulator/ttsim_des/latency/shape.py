@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-new_tuple = tuple.__new__
-"""Makes a named tuple of a tuple of all its values, in a third of what its own constructor takes."""
-
 
 class PrefillChunk(NamedTuple):
     """`new` tokens of one sequence computed in this step on top of `computed` tokens already in the KV cache."""
