@@ -148,7 +148,7 @@ class EngineCore:
         if taken:
             kv.take(taken)
         scheduler.has_finished_unreported = False
-        return self.launch_batch(step)
+        return self._launch_batch(step)
 
     def can_decode_on(self) -> bool:
         """Whether one step is in flight, that decodes or prefills something, and the next one only decodes.
@@ -160,13 +160,13 @@ class EngineCore:
             return False
         return not (self._is_explicit or self.ledger.prefilling)
 
-    def launch_batch(self, step: int) -> StepShape:
+    def _launch_batch(self, step: int) -> StepShape:
         """The step in which the batch, and nobody else, computes something; returns its shape."""
         self.begin_step(step)
         return self.ledger.batch.shape(step)
 
     def begin_step(self, step: int) -> None:
-        """`launch_batch` where the shape is known."""
+        """`_launch_batch` where the shape is known."""
         self.ledger.launched = step
         batch = self.ledger.batch
         flying = Step(batch.seqs)
@@ -191,7 +191,7 @@ class EngineCore:
         ledger = self.ledger
         step = ledger.launched + 1
         if not plan.entries:
-            return self.launch_batch(step)
+            return self._launch_batch(step)
         ledger.launched = step
         seqs = 0 if self._is_explicit else ledger.batch.seqs
         shape = ledger.batch.shape(step) if seqs else _NOBODY

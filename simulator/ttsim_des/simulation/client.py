@@ -14,7 +14,7 @@ from ttsim_des.engine.request import Outcome, PromptSegment, Request
 from ttsim_des.scenario.schema import Workload
 from ttsim_des.simulation.pool import Pool
 from ttsim_des.timeline import ARRIVAL, REACTION, STEP_END, Event, Timeline
-from ttsim_des.workload.handle import Awaited, Delay, Join, Process, Query, Reach, Sample, Strategy, Timer, Wait
+from ttsim_des.workload.handle import Awaited, Delay, Join, Process, Query, Reach, Sample, Spawn, Strategy, Timer, Wait
 from ttsim_des.workload.queries import QuerySource, Verdict
 
 APPENDED_OWNERS = 1 << 40
@@ -211,18 +211,9 @@ class Client:
 
     # ---- what queries ask for ----
 
-    def make_sample(
-        self,
-        query: Query,
-        pool: str,
-        parent: Sample | None,
-        append_tokens: int,
-        tokens: int | None,
-        max_tokens: int | None,
-        verdict: Verdict | None,
-        tell_at: tuple[int, ...],
-    ) -> Sample:
+    def make_sample(self, query: Query, asked: Spawn) -> Sample:
         """See `World`."""
+        pool, parent, append_tokens, tokens, max_tokens, verdict, tell_at = asked
         run, index, request_id = self._open[query.query_id], len(query.samples), self._num_requests
         prompt, prompt_tokens = run.prompt, run.prompt_tokens
         if parent is not None:

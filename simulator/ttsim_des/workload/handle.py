@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from ttsim_des.engine.request import CANCELLED, Request
 from ttsim_des.scenario.schema import StrategyTable
+from ttsim_des.tuples import new_tuple
 from ttsim_des.workload.outcomes.draws import NO_ANSWER
 from ttsim_des.workload.queries import Verdict
 
@@ -116,21 +117,23 @@ Process = Generator[Wait, list[Sample], Sample | None]
 Strategy = Callable[["Query"], Process]
 
 
+class Spawn(NamedTuple):
+    """What a strategy asks for when it spawns; see `Query.spawn`."""
+
+    pool: str
+    parent: Sample | None
+    append_tokens: int
+    tokens: int | None
+    max_tokens: int | None
+    verdict: Verdict | None
+    tell_at: tuple[int, ...]
+
+
 class World(Protocol):
     """What a query asks of the simulation around it."""
 
-    def make_sample(
-        self,
-        query: Query,
-        pool: str,
-        parent: Sample | None,
-        append_tokens: int,
-        tokens: int | None,
-        max_tokens: int | None,
-        verdict: Verdict | None,
-        tell_at: tuple[int, ...],
-    ) -> Sample:
-        """A sample with its request, not sent yet; see `Query.spawn`."""
+    def make_sample(self, query: Query, asked: Spawn) -> Sample:
+        """A sample with its request, not sent yet."""
         ...
 
     def start_timer(self, query: Query, timer: Timer) -> None:
@@ -179,7 +182,8 @@ class Query:
         of the sample's progress (for `reach`).
         """
         told = tuple(sorted(set(tell_at))) if tell_at else ()
-        sample = self.world.make_sample(self, pool, parent, append_tokens, tokens, max_tokens, verdict, told)
+        asked = new_tuple(Spawn, (pool, parent, append_tokens, tokens, max_tokens, verdict, told))
+        sample = self.world.make_sample(self, asked)
         self.samples.append(sample)
         self.outbox.append(sample)
         return sample
