@@ -9,6 +9,7 @@ A page holds one pair of marks for each table; everything between them comes fro
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -351,15 +352,19 @@ def _policy_figure(found: Sequence[dict[str, Any]]) -> Any:
 
     figure, panels = plt.subplots(1, len(RATES), figsize=(17, 5.5), layout="constrained", sharey=True)
     for place, (panel, rate) in enumerate(zip(panels, RATES, strict=True)):
-        for index, (name, each) in enumerate(
-            zip(POLICIES, found[place * len(POLICIES) : (place + 1) * len(POLICIES)], strict=True)
-        ):
-            p99_s = each["query"]["latency_s"]["p99"]
-            if p99_s is not None:
-                panel.scatter(p99_s, 100 * each["accuracy"]["share"], color=f"C{index % 10}", s=40)
-                panel.annotate(
-                    name, (p99_s, 100 * each["accuracy"]["share"]), xytext=(5, -3), textcoords="offset points", size=7
-                )
+        points = [
+            (index, name, each["query"]["latency_s"]["p99"], 100 * each["accuracy"]["share"])
+            for index, (name, each) in enumerate(
+                zip(POLICIES, found[place * len(POLICIES) : (place + 1) * len(POLICIES)], strict=True)
+            )
+            if each["query"]["latency_s"]["p99"] is not None
+        ]
+        middle_s = math.sqrt(min(p99_s for _, _, p99_s, _ in points) * max(p99_s for _, _, p99_s, _ in points))
+        for index, name, p99_s, right in points:
+            panel.scatter(p99_s, right, color=f"C{index % 10}", s=40)
+            # Towards the middle of the logarithmic axis, so that none runs out of the frame.
+            side = {"xytext": (5, -3), "ha": "left"} if p99_s <= middle_s else {"xytext": (-5, -3), "ha": "right"}
+            panel.annotate(name, (p99_s, right), textcoords="offset points", size=7, **side)
         panel.set(title=f"{rate:g} queries a second", xlabel="query latency, p99, seconds")
         log_scale(panel)
     panels[0].set_ylabel("answers right, %")
