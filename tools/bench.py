@@ -150,7 +150,8 @@ def measure(loaded: LoadedScenario) -> dict[str, Any]:
         for speed in SPEEDS
         for name, per_s in calibration.items()
     }
-    return {**figures, "calibration": calibration, "ratios": ratios, "digests": digests}
+    python = " ".join(sys.version.split())  # how an interpreter was built is worth a third of its speed
+    return {**figures, "calibration": calibration, "ratios": ratios, "digests": digests, "python": python}
 
 
 def count(result: Result) -> dict[str, Any]:
