@@ -150,7 +150,7 @@ def measure(loaded: LoadedScenario) -> dict[str, Any]:
         for speed in SPEEDS
         for name, per_s in calibration.items()
     }
-    python = " ".join(sys.version.split())  # how an interpreter was built is worth a third of its speed
+    python = " ".join(sys.version.split())  # how an interpreter was built is worth a tenth of its speed
     return {**figures, "calibration": calibration, "ratios": ratios, "digests": digests, "python": python}
 
 

@@ -53,17 +53,10 @@ def test_tool_prints_one_line_of_json() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.count("\n") == 1
     figures = json.loads(done.stdout)
-    wanted = "output_tokens_per_cpu_s requests_per_cpu_s cpu_s startup_cpu_s peak_rss_mb simpy_events batch_changes"
-    for field in [
-        *wanted.split(),
-        "mean_batch",
-        "preemptions",
-        "prefix_hit_rate",
-        "digests",
-        "calibration",
-        "ratios",
-        "python",
-    ]:
+    wanted = (
+        "output_tokens_per_cpu_s requests_per_cpu_s cpu_s startup_cpu_s peak_rss_mb simpy_events batch_changes python"
+    )
+    for field in [*wanted.split(), "mean_batch", "preemptions", "prefix_hit_rate", "digests", "calibration", "ratios"]:
         assert figures[field] is not None
     assert figures["requests"] == 80
     assert figures["output_tokens"] == 80 * 128

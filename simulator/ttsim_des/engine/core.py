@@ -362,16 +362,11 @@ class EngineCore:
     def leap_on(self, extra: int, first_pop_ns: int, last_pop_ns: int) -> Delivery:
         """Launch a step, whose blocks are taken, and `extra` more, and take as many pops: what the last one brings.
 
-        `begin_step` and `finish_leap` in one, for it is done at every change of the batch.
+        Behind the step in flight; the last one launched takes its place.
         """
-        ledger, flying = self.ledger, self.in_flight[0]
-        batch, step = ledger.batch, ledger.launched + 1
-        ledger.stamp(flying.firsts, first_pop_ns)
-        self.scheduler.kv.num_free_blocks -= batch.blocks_taken_after(step, extra)
-        ledger.launched = step + extra
-        ledger.popped += extra + 1
-        ledger.last_pop_ns = last_pop_ns
-        flying.num_seqs, flying.firsts = batch.seqs, ()
+        self.ledger.launched += 1
+        self.leap(extra, first_pop_ns, last_pop_ns)
+        self.ledger.popped += 1
         self._fruitless_preemptions = 0
         return self._deliver_ends((), last_pop_ns)
 

@@ -256,9 +256,8 @@ class Replica:
             seqs = batch.seqs
             if not seqs or seqs > most_seqs:
                 return ready_ns
-            free_blocks = kv.num_free_blocks
-            if not is_planned:
-                free_blocks -= batch.blocks_taken(step)
+            taken = 0 if is_planned else batch.blocks_taken(step)
+            free_blocks = kv.num_free_blocks - taken
             pops = ledger.pops_until_change(step)
             if pops * seqs > free_blocks:
                 if free_blocks < 0:
@@ -280,7 +279,7 @@ class Replica:
             if last:
                 pace_ns = host_ns + (first_update_ns if first_update_ns > update_ns else update_ns)
                 is_over &= (first_ns if increment_ns > 0 else last_ns) >= pace_ns
-            kv.num_free_blocks = free_blocks
+            kv.take(taken)
             scheduler.has_finished_unreported = False
             held, cached = kv.num_usable_blocks - free_blocks, kv.num_cached_free_blocks()
             if is_over or pops == 1:

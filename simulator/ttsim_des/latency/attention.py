@@ -16,6 +16,8 @@ from ttsim_des.latency.shape import PrefillChunk
 
 BatchCurves = dict[int, Curve]
 """One curve per measured batch size."""
+_Points = tuple[tuple[float, ...], list[tuple[float, ...]]]
+"""Contexts, and at each of them what several curves say."""
 MAX_CACHED = 1 << 14
 """Entries of a cache of chunks; beyond, it starts anew."""
 
@@ -37,7 +39,7 @@ class DecodeAttention:
         ]
         self._batches = [sorted(curves) for _, curves in self._corners]
         self.max_batch = min(batches[-1] for batches in self._batches)
-        self._points: dict[tuple[int, ...], tuple[tuple[float, ...], list[tuple[float, ...]]]] = {}
+        self._points: dict[tuple[int, ...], _Points] = {}
 
     def curve(self, batch: int) -> Curve:
         """Microseconds against the (mean) context for `batch` sequences, never falling."""
@@ -54,10 +56,8 @@ class DecodeAttention:
         latency_us = tuple(sum(map(mul, weights, column)) for column in columns)
         return Curve(contexts, latency_us, sum(map(mul, weights, (curve.end_slope for curve in parts))))
 
-    def _points_of(
-        self, nears: tuple[int, ...], parts: Sequence[Curve]
-    ) -> tuple[tuple[float, ...], list[tuple[float, ...]]]:
-        """The contexts of all these curves, and at each of them what each curve says: the same for many batch sizes."""
+    def _points_of(self, nears: tuple[int, ...], parts: Sequence[Curve]) -> _Points:
+        """All contexts that these curves have points at: the same for many batch sizes, so they are kept."""
         contexts = tuple(sorted({context for curve in parts for context in curve.x}))
         columns = [tuple(curve.at(context) for curve in parts) for context in contexts]
         self._points[nears] = contexts, columns
